@@ -1,0 +1,27 @@
+"""ccreid: unsupervised object re-identification by Cluster Contrast.
+
+The Python interface is `load_model`, which gives an `Embedder`: ``load_model("logs/RUN").embed(["a.jpg", "b.jpg"])``.
+Importing this package is cheap; PyTorch is imported when one of the two is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ccreid_cli.engine.embedding import Embedder, load_model
+
+__version__ = "0.1.0"
+__all__ = ["Embedder", "__version__", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the Python interface on first use."""
+    if name in ("Embedder", "load_model"):
+        return getattr(import_module("ccreid_cli.engine.embedding"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
