@@ -1,0 +1,1 @@
+"""The cluster memory and the batches it is trained with."""

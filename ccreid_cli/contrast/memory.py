@@ -1,0 +1,164 @@
+"""The memory of Cluster Contrast: one unit vector per cluster, compared with every feature of a batch.
+
+Source: Dai et al., "Cluster Contrast for Unsupervised Person Re-Identification", arXiv 2103.11568, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+_COLUMNS_PER_BLOCK = 256
+
+
+class ClusterMemory:
+    """Centroids of the clusters, the contrastive loss against them, and their momentum update.
+
+    Centroids are float32 and are no parameters: the optimizer does not see them, only `update` changes them.
+
+    Args:
+        centroids: (C, D) unit rows, one per cluster. Kept as float32 on the device they are on.
+        temperature: Divides the similarities in the loss.
+        momentum: Share of the old centroid that an update keeps, 0 to 1.
+        use_hard: Update a cluster once per batch, with its least similar sample, not with every sample.
+    """
+
+    def __init__(
+        self, centroids: Tensor, temperature: float = 0.05, momentum: float = 0.1, use_hard: bool = False
+    ) -> None:
+        self.centroids = centroids.detach().to(torch.float32, copy=True)
+        self.temperature = temperature
+        self.momentum = momentum
+        self.use_hard = use_hard
+
+    @classmethod
+    def from_features(
+        cls,
+        features: Tensor | NDArray[np.float32],
+        labels: Tensor | NDArray[np.int64],
+        *,
+        temperature: float = 0.05,
+        momentum: float = 0.1,
+        use_hard: bool = False,
+        device: torch.device | None = None,
+    ) -> ClusterMemory:
+        """Start a memory from the normalised mean of each cluster's features; the same bits on every run.
+
+        Args:
+            features: (N, D) features.
+            labels: (N,) cluster of each row, 0 to C-1 without gaps; -1 (outlier) rows are left out.
+            temperature: As for the class.
+            momentum: As for the class.
+            use_hard: As for the class.
+            device: Where the memory lives; by default where the features are.
+
+        Raises:
+            ValueError: Lengths differ, there is no cluster, or a cluster number has no rows.
+        """
+        rows, numbers = torch.as_tensor(features), torch.as_tensor(labels)
+        means = _cluster_means(rows, numbers.to(rows.device, torch.int64))
+        centroids = functional.normalize(means, dim=1).to(torch.float32)
+        return cls(centroids.to(device or rows.device), temperature, momentum, use_hard)
+
+    @property
+    def num_clusters(self) -> int:
+        """How many clusters the memory holds."""
+        return self.centroids.shape[0]
+
+    def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy of the similarities to all centroids, divided by the temperature (equation 2).
+
+        Computed in float32 under autocast too. The memory is not changed; call `backward` before `update`.
+
+        Args:
+            raw: (B, D) features, normalised here.
+            targets: (B,) int64 cluster of each row.
+
+        Returns:
+            The mean loss, a float32 scalar.
+        """
+        with torch.autocast(raw.device.type, enabled=False):
+            features = functional.normalize(raw.to(torch.float32), dim=1)
+            logits = features @ self.centroids.t() / self.temperature
+            return functional.cross_entropy(logits, targets.to(raw.device))
+
+    @torch.no_grad()
+    def update(self, features: Tensor, targets: Tensor) -> None:
+        """Move centroids towards a batch's features, in place; call it after the optimizer's step.
+
+        Every sample in batch order: ``c <- normalise(momentum * c + (1 - momentum) * f)`` (equation 3). Samples of
+        different clusters commute, so the k-th samples of all clusters are applied at once. With `use_hard` only the
+        sample of each cluster that is least similar to its centroid before the update counts (the first of equals).
+
+        Args:
+            features: (B, D) features of the whole batch, of all processes; normalised here.
+            targets: (B,) int64 cluster of each row. Given on the CPU, nothing waits for the GPU.
+        """
+        if len(targets) == 0:
+            return
+        device = self.centroids.device
+        features = functional.normalize(features.to(device, torch.float32), dim=1)
+        sizes = torch.bincount(_ranks_within_clusters(targets)).tolist()  # waits for a GPU that holds the targets
+        targets = targets.to(device, non_blocking=True)
+        if not self.use_hard:
+            for round_ in torch.split(_by_rank(targets), sizes):
+                self._blend(features[round_], targets[round_])
+            return
+        by_similarity = (features * self.centroids[targets]).sum(dim=1).argsort(stable=True)
+        features, targets = features[by_similarity], targets[by_similarity]
+        hardest = _by_rank(targets)[: sizes[0]]
+        self._blend(features[hardest], targets[hardest])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps: a copy of the centroids."""
+        return {"centroids": self.centroids.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the centroids of `state_dict`; the number of clusters may differ.
+
+        Raises:
+            ValueError: The centroids are missing or not a matrix of this memory's width.
+        """
+        centroids = state.get("centroids")
+        if not isinstance(centroids, Tensor) or centroids.shape[1:] != self.centroids.shape[1:]:
+            raise ValueError(f"a memory state must hold a tensor `centroids` of width {self.centroids.shape[1]}")
+        self.centroids = centroids.detach().to(self.centroids.device, torch.float32, copy=True)
+
+    def _blend(self, features: Tensor, clusters: Tensor) -> None:
+        """Update distinct `clusters` (R,) with one unit feature (R, D) each."""
+        moved = self.momentum * self.centroids[clusters] + (1 - self.momentum) * features
+        self.centroids.index_copy_(0, clusters, functional.normalize(moved, dim=1))
+
+
+def _ranks_within_clusters(targets: Tensor) -> Tensor:
+    """Return (B,) how many earlier samples of the batch have the same cluster."""
+    ordered, order = targets.sort(stable=True)
+    positions = torch.arange(len(targets), device=targets.device)
+    starts = torch.searchsorted(ordered, ordered)
+    return torch.empty_like(positions).index_copy_(0, order, positions - starts)
+
+
+def _by_rank(targets: Tensor) -> Tensor:
+    """Return (B,) positions in the batch: the first sample of every cluster, then the second of every cluster, ..."""
+    return _ranks_within_clusters(targets).argsort(stable=True)
+
+
+def _cluster_means(features: Tensor, labels: Tensor) -> Tensor:
+    """Return (C, D) float64 means of the rows of each label; summed in row order, so that they never vary."""
+    if labels.shape != features.shape[:1]:
+        raise ValueError(f"{len(features)} features but {len(labels)} labels")
+    counts = torch.bincount(labels[labels >= 0])
+    if len(counts) == 0 or bool((counts == 0).any()):
+        raise ValueError("labels must be 0 to C-1 without gaps, with at least one cluster")
+    order = labels.argsort(stable=True)[-int(counts.sum()) :]
+    blocks = [
+        torch.segment_reduce(block[order].to(torch.float64), "mean", lengths=counts)
+        for block in torch.split(features, _COLUMNS_PER_BLOCK, dim=1)
+    ]
+    return torch.cat(blocks, dim=1)
