@@ -1,0 +1,1 @@
+"""Backbones, pooling and the re-identification network."""

@@ -1,0 +1,118 @@
+"""The re-identification network: backbone -> pooling -> (embedding) -> batch-norm neck -> unit vector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ccreid_cli.core.errors import UsageError
+from ccreid_cli.core.reporter import Reporter, SilentReporter
+from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.models.backbones import build_backbone
+from ccreid_cli.models.batch_norm import ChunkedBatchNorm1d, chunk_batch_norms
+from ccreid_cli.models.formats import load_backbone_weights, load_reid_weights, read_weights, resolve_spec
+from ccreid_cli.models.pooling import POOLINGS, at_least_float32
+from ccreid_cli.models.spec import ModelSpec
+from ccreid_cli.models.weights import ensure_weights
+
+__all__ = ["ModelSpec", "ReidNet", "build_model"]
+
+
+def _check(spec: ModelSpec) -> None:
+    """Raise a UsageError for a value no network can be built from; the backbone checks its own name."""
+    if spec.pooling_type not in POOLINGS:
+        hint = did_you_mean(spec.pooling_type, POOLINGS) or f"Known poolings: {', '.join(POOLINGS)}."
+        raise UsageError(f'there is no pooling "{spec.pooling_type}".', hint)
+    if spec.num_features < 0:
+        raise UsageError(f"--features must be 0 (no embedding) or more, not {spec.num_features}.")
+    if not 0.0 <= spec.dropout < 1.0:
+        raise UsageError(f"--dropout must be at least 0 and less than 1, not {spec.dropout}.")
+
+
+class ReidNet(nn.Module):
+    """The network that Cluster Contrast trains (paper, section 3; its bias-free neck follows Luo et al., CVPRW 2019).
+
+    Args:
+        spec: What to build.
+        samples_per_bn: The most samples that share batch-norm statistics in training.
+        initialize_backbone: False leaves the backbone's tensors unset, for callers that load all of them next.
+
+    Raises:
+        UsageError: `spec` names something that does not exist or is out of range.
+    """
+
+    def __init__(self, spec: ModelSpec, samples_per_bn: int = 64, *, initialize_backbone: bool = True) -> None:
+        super().__init__()
+        _check(spec)
+        self.spec = spec
+        self.backbone = build_backbone(spec.arch, initialize=initialize_backbone)
+        self.pooling = POOLINGS[spec.pooling_type]()
+        self.embedding_dim = spec.num_features or self.backbone.num_channels
+        self.embedding = self._build_embedding() if spec.num_features else None
+        self.neck = ChunkedBatchNorm1d(self.embedding_dim, samples_per_bn=samples_per_bn)
+        self.neck.bias.requires_grad_(False)
+        chunk_batch_norms(self.backbone, samples_per_bn)
+
+    def _build_embedding(self) -> nn.Linear:
+        embedding = nn.Linear(self.backbone.num_channels, self.embedding_dim)
+        nn.init.kaiming_normal_(embedding.weight, mode="fan_out")
+        nn.init.zeros_(embedding.bias)
+        return embedding
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Turn images into features.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            (B, embedding_dim) rows of length one, float32 under autocast too; in training dropout follows, if any.
+        """
+        maps = self.backbone(images)
+        with torch.autocast(maps.device.type, enabled=False):
+            features = at_least_float32(self.pooling(maps))
+            if self.embedding is not None:
+                features = self.embedding(features)
+            features = F.normalize(self.neck(features))
+            return F.dropout(features, self.spec.dropout, training=self.training)
+
+
+def build_model(
+    spec: ModelSpec, *, weights: str = "imagenet", samples_per_bn: int = 64, reporter: Reporter | None = None
+) -> ReidNet:
+    """Build a network with its starting weights.
+
+    Args:
+        spec: What to build.
+        weights: ``imagenet`` (the released weights, downloaded once), ``none`` (drawn from torch's global generator),
+            or a file: ImageNet weights for the backbone, or a whole re-identification checkpoint.
+        samples_per_bn: The most samples that share batch-norm statistics in training.
+        reporter: Where messages and download progress go.
+
+    Returns:
+        The network on the CPU, in training mode.
+
+    Raises:
+        UsageError: `spec` is not possible, or contradicts a re-identification checkpoint.
+        CheckpointError: The file is missing, damaged, unsafe or does not fit.
+        NetworkError: The released weights could not be downloaded.
+    """
+    reporter = reporter or SilentReporter()
+    if weights == "none":
+        return ReidNet(spec, samples_per_bn)
+    _check(spec)
+    path = ensure_weights(spec.arch, reporter) if weights == "imagenet" else Path(weights).expanduser()
+    file = read_weights(path)
+    for note in file.notes:
+        reporter.message(note)
+    if file.is_reid:
+        spec = resolve_spec(file, **vars(spec))
+    model = ReidNet(spec, samples_per_bn, initialize_backbone=False)
+    if file.is_reid:
+        load_reid_weights(model, file.state_dict, source=str(path))
+    else:
+        load_backbone_weights(model, file)
+    return model

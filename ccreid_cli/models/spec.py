@@ -1,0 +1,22 @@
+"""What a re-identification network is made of, in the four values that decide its shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The description from which a `ReidNet` is built, kept in every checkpoint.
+
+    Args:
+        arch: A name of `models.backbones.BACKBONES`.
+        pooling_type: A name of `models.pooling.POOLINGS`.
+        num_features: Size of the linear embedding after the pooling (``--features``); 0 means none.
+        dropout: Probability of dropping a feature in training, in [0, 1).
+    """
+
+    arch: str
+    pooling_type: str = "gem"
+    num_features: int = 0
+    dropout: float = 0.0

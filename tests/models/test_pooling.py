@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ccreid_cli.models.pooling import POOLINGS, GeM
+
+
+@pytest.fixture
+def maps(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(3, 4, 5, 2)).astype(np.float32)
+
+
+def _oracle(name: str, maps: np.ndarray) -> np.ndarray:
+    if name == "avg":
+        return maps.mean(axis=(2, 3))
+    if name == "max":
+        return maps.max(axis=(2, 3))
+    return (np.maximum(maps, 1e-6).astype(np.float64) ** 3).mean(axis=(2, 3)) ** (1 / 3)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_pooling(name: str, maps: np.ndarray) -> None:
+    pooled = POOLINGS[name]()(torch.from_numpy(maps))
+    np.testing.assert_allclose(pooled.detach().numpy(), _oracle(name, maps), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_pooling_answers_in_float32(name: str, maps: np.ndarray) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled = POOLINGS[name]()(torch.from_numpy(maps).bfloat16())
+    assert pooled.dtype == torch.float32
+    np.testing.assert_allclose(pooled.detach().numpy(), _oracle(name, maps), rtol=2e-2, atol=2e-2)
+
+
+def test_gem_learns_its_exponent_and_survives_dead_channels() -> None:
+    pool = GeM().double()
+    maps = torch.rand(2, 3, 4, 4, dtype=torch.float64) + 0.1
+    assert torch.autograd.gradcheck(pool, (maps.requires_grad_(),))
+    pool(torch.zeros(2, 3, 4, 4, dtype=torch.float64)).sum().backward()
+    assert pool.p.grad is not None and pool.p.grad.isfinite().all()
+    assert pool.p.shape == (1,) and pool.p.item() == 3.0
