@@ -1,0 +1,205 @@
+"""Features and labels in NumPy files, as ``ccreid cluster`` and ``ccreid score`` read and write them.
+
+An ``.npz`` holds ``features`` (N, D) and, for scoring, ``ids`` (N,) and ``cams`` (N,).
+Labels go out as ``labels`` (N,).
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.files import atomic_path
+
+_WRITE_HINT = "Write it with numpy.savez(path, features=...{more}); features is a matrix with one row per image."
+_ROWS_NAMED = 5
+_KNOWN = ("features", "ids", "cams")
+
+
+@dataclass(frozen=True)
+class FeatureArrays:
+    """What a feature file holds.
+
+    Attributes:
+        features: (N, D) float32, as in the file: not normalised.
+        ids: (N,) identities, or None where the file has none and none are needed.
+        cams: (N,) cameras, or None likewise.
+    """
+
+    features: NDArray[np.float32]
+    ids: NDArray[np.int64] | None
+    cams: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def read_features(path: Path, *, need_ids: bool) -> FeatureArrays:
+    """Read features and check them, so that nothing later meets a broken row.
+
+    Args:
+        path: An ``.npz`` with `features` and, if there are any, `ids` and `cams`; or, where no ids are needed, an
+            ``.npy`` of features alone.
+        need_ids: Whether ids and cameras must be there.
+
+    Raises:
+        DataError: The file is missing, empty, damaged or no NumPy file; an array is missing, empty, of the wrong
+            shape or type, or of another length; rows are zero or hold NaN or infinity. File and array are named.
+    """
+    arrays = _load(path, need_ids)
+    features = _check_features(path, _take(path, arrays, "features", need_ids))
+    labels: dict[str, NDArray[np.int64] | None] = {}
+    for name in ("ids", "cams"):
+        present = need_ids or name in arrays
+        labels[name] = _check_labels(path, name, _take(path, arrays, name, need_ids), features) if present else None
+    return FeatureArrays(features, labels["ids"], labels["cams"])
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features that can be scored.
+
+    Attributes:
+        features: (N, D) float32 unit rows.
+        ids: (N,) identities.
+        cams: (N,) cameras.
+    """
+
+    features: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    cams: NDArray[np.int64]
+
+
+def read_scored_pair(query: Path, gallery: Path) -> tuple[LabelledFeatures, LabelledFeatures]:
+    """Read a query and a gallery file, check that they fit together, and normalise their rows.
+
+    Args:
+        query: An ``.npz`` with `features`, `ids` and `cams`.
+        gallery: Likewise, of the same model.
+
+    Raises:
+        DataError: As `read_features`; or the features of the two differ in width.
+    """
+    pair = []
+    for path in (query, gallery):
+        arrays = read_features(path, need_ids=True)
+        assert arrays.ids is not None and arrays.cams is not None
+        pair.append(LabelledFeatures(normalize_rows(arrays.features), arrays.ids, arrays.cams))
+    widths = [side.features.shape[1] for side in pair]
+    if widths[0] != widths[1]:
+        raise DataError(
+            f"array `features` is {widths[0]} wide in {query}, but {widths[1]} wide in {gallery}.",
+            "Extract both with the same model.",
+        )
+    return pair[0], pair[1]
+
+
+def normalize_rows(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (N, D) rows scaled to length 1; rows of any finite size other than zero are safe.
+
+    Args:
+        features: (N, D) rows without a zero row, as `read_features` gives them.
+    """
+    # Dividing by the largest entry first keeps the squares from running over or under.
+    scaled = features / np.abs(features).max(axis=1, keepdims=True)
+    unit: NDArray[np.float32] = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    return unit
+
+
+def write_labels(path: Path, labels: NDArray[np.int64]) -> None:
+    """Write pseudo-labels as the array `labels` of an ``.npz``, whole or not at all; parent folders are made.
+
+    Args:
+        path: The file to write, under exactly this name.
+        labels: (N,) cluster of each row, -1 for outliers.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, labels=np.asarray(labels, dtype=np.int64))
+
+
+def _write_hint(need_ids: bool) -> str:
+    return _WRITE_HINT.format(more=", ids=..., cams=..." if need_ids else "")
+
+
+def _load(path: Path, need_ids: bool) -> Mapping[str, NDArray[Any]]:
+    """Read all known arrays of a file, without ever unpickling anything."""
+    try:
+        if path.is_dir() or not path.exists():
+            what = "is a folder, not a feature file" if path.is_dir() else "does not exist"
+            raise DataError(f"{path} {what}.", "Give the path of an .npz file with an array `features`.")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is an empty file.", _write_hint(need_ids))
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"features": loaded}
+        with loaded:
+            return {name: _read_array(path, loaded, name) for name in loaded.files if name in _KNOWN}
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise DataError(f"{path} is no readable NumPy file: {error}.", _write_hint(need_ids)) from error
+
+
+def _read_array(path: Path, loaded: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    try:
+        return loaded[name]
+    except ValueError as error:
+        raise DataError(
+            f"{path}: array `{name}` cannot be read: {error}.", f"Save `{name}` as a plain array of numbers."
+        ) from error
+
+
+def _take(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, need_ids: bool) -> NDArray[Any]:
+    if name not in arrays:
+        found = ", ".join(f"`{other}`" for other in arrays) or "none of the expected arrays"
+        raise DataError(f"{path} has no array `{name}`; it has {found}.", _write_hint(need_ids))
+    return arrays[name]
+
+
+def _check_features(path: Path, features: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the features as float32 after checking type, shape and every row."""
+    if features.dtype.kind not in "fiu":
+        raise DataError(f"{path}: array `features` has type {features.dtype}.", "Save it as float32 or float16.")
+    if features.ndim != 2 or 0 in features.shape:
+        raise DataError(
+            f"{path}: array `features` has shape {features.shape}.", "It must be N x D: one row of D numbers per image."
+        )
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(features, dtype=np.float32)
+    _refuse_rows(path, np.asarray(~np.isfinite(rows).all(axis=1)), "NaN or infinite")
+    _refuse_rows(path, np.asarray(~rows.any(axis=1)), "all zero")
+    return rows
+
+
+def _refuse_rows(path: Path, bad: NDArray[np.bool_], what: str) -> None:
+    numbers = np.flatnonzero(bad)
+    if len(numbers):
+        first = ", ".join(map(str, numbers[:_ROWS_NAMED])) + (", ..." if len(numbers) > _ROWS_NAMED else "")
+        raise DataError(
+            f"{path}: array `features` has {len(numbers)} of {len(bad)} rows that are {what}: {first}.",
+            "Leave these rows out (counted from 0), or extract their features again.",
+        )
+
+
+def _check_labels(path: Path, name: str, labels: NDArray[Any], features: NDArray[Any]) -> NDArray[np.int64]:
+    """Return ids or cameras as int64 after checking type, shape and length."""
+    if labels.shape != (len(features),):
+        raise DataError(
+            f"{path}: array `{name}` has shape {labels.shape}, but `features` has {len(features)} rows.",
+            f"`{name}` must hold one number per row of `features`.",
+        )
+    whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all()))
+    if not whole or not np.isfinite(labels).all():
+        raise DataError(
+            f"{path}: array `{name}` has type {labels.dtype} or values that are not whole.", "Save it as int64."
+        )
+    return labels.astype(np.int64)

@@ -1,0 +1,265 @@
+"""The ways datasets lie on disk: one folder per split and everything in the file name, or lists that name the files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from ccreid_cli.core.errors import DataError
+from ccreid_cli.data.splits import SPLITS, Record
+
+MARKET_PATTERN = r"(-?\d+)_c(\d+)"
+JUNK_ID = -1
+
+
+@dataclass
+class Scan:
+    """What reading a dataset's folder found, before anything is judged.
+
+    Attributes:
+        records: Images by split; `camera` is as the files number it.
+        num_junk: Images by split with identity -1, which are left out.
+        misnamed: Images whose name does not follow the dataset's pattern, relative to the root; left out.
+        absent: Images that a list names but that are not on disk, relative to the root; left out.
+    """
+
+    records: dict[str, list[Record]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    num_junk: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    misnamed: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    def add(self, split: str, record: Record) -> None:
+        """Take one image in, or count it as junk."""
+        if record.person_id == JUNK_ID:
+            self.num_junk[split] += 1
+        else:
+            self.records[split].append(record)
+
+    def num_images(self, split: str) -> int:
+        """Images of a split, junk left out."""
+        return len(self.records[split])
+
+    def num_ids(self, split: str) -> int:
+        """Different identities of a split."""
+        return len({record.person_id for record in self.records[split]})
+
+
+class Form(Protocol):
+    """One way a dataset lies on disk."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Folders and files that must be in the root, relative to it: what the form is recognised by."""
+
+    def read(self, root: Path) -> Scan:
+        """Read the folder.
+
+        Raises:
+            DataError: A list is malformed.
+        """
+
+
+def is_recognised(form: Form, root: Path) -> bool:
+    """Say whether all parts of `form` are in `root`."""
+    return all((root / part).exists() for part in form.parts)
+
+
+def list_images(folder: Path, extensions: tuple[str, ...]) -> list[str]:
+    """Return the sorted names of the images directly in `folder`: no Thumbs.db, no hidden or ``._`` files."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(extensions) and not entry.name.startswith(".") and entry.is_file()
+        )
+
+
+@dataclass(frozen=True)
+class FolderForm:
+    """One folder per split; identity and camera are in the file name.
+
+    Attributes:
+        train: Folder of the training images.
+        query: Folder of the queries.
+        gallery: Folder of the gallery.
+        pattern: Regular expression at the start of a file name; group 1 is the identity, group 2 the camera.
+        extensions: Lower-case endings of images.
+    """
+
+    train: str = "bounding_box_train"
+    query: str = "query"
+    gallery: str = "bounding_box_test"
+    pattern: str = MARKET_PATTERN
+    extensions: tuple[str, ...] = (".jpg",)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The three folders."""
+        return (self.train, self.query, self.gallery)
+
+    def read(self, root: Path) -> Scan:
+        """Read the three folders."""
+        scan = Scan()
+        pattern = re.compile(self.pattern)
+        for split, folder in zip(SPLITS, self.parts, strict=True):
+            for name in list_images(root / folder, self.extensions):
+                match = pattern.match(name)
+                if match is None:
+                    scan.misnamed.append(f"{folder}/{name}")
+                else:
+                    scan.add(split, Record(f"{folder}/{name}", int(match[1]), int(match[2])))
+        return scan
+
+
+@dataclass(frozen=True)
+class ListForm:
+    """Text files name the images of each split.
+
+    Attributes:
+        parts: Folders and files that must be in the root.
+        reader: Reads the root.
+    """
+
+    parts: tuple[str, ...]
+    reader: Callable[[Path], Scan]
+
+    def read(self, root: Path) -> Scan:
+        """Read the lists.
+
+        Raises:
+            DataError: A line is malformed; names file and line.
+        """
+        return self.reader(root)
+
+
+class _Files:
+    """Which files are below a folder, looked up folder by folder: far fewer system calls than one per image."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._names: dict[str, set[str]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        folder, _, file = name.rpartition("/")
+        if folder not in self._names:
+            path = self._root / folder
+            self._names[folder] = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+        return file in self._names[folder]
+
+
+class _ListReader:
+    """Collects the lines of a dataset's lists into a scan."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.scan = Scan()
+        self._files = _Files(root)
+
+    def add(self, split: str, record: Record) -> None:
+        if record.name in self._files:
+            self.scan.add(split, record)
+        else:
+            self.scan.absent.append(record.name)
+
+    def lines(self, list_name: str) -> Iterator[tuple[int, str]]:
+        text = (self.root / list_name).read_text(encoding="utf-8", errors="replace")
+        return ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+
+    def malformed(self, list_name: str, number: int, line: str, expected: str) -> NoReturn:
+        raise DataError(
+            f"{self.root / list_name}, line {number}: expected {expected}, found {line[:80]!r}.",
+            "Take the list files as the dataset's authors gave them out.",
+        )
+
+
+def _read_msmt17(root: Path, train_folder: str, test_folder: str) -> Scan:
+    """Read MSMT17's lists: ``0000/0000_000_01_0303morning_0008_0.jpg 0``, camera in the third field; train + val."""
+    reader = _ListReader(root)
+    sources = (
+        ("train", "list_train.txt", train_folder),
+        ("train", "list_val.txt", train_folder),
+        ("query", "list_query.txt", test_folder),
+        ("gallery", "list_gallery.txt", test_folder),
+    )
+    for split, list_name, folder in sources:
+        for number, line in reader.lines(list_name):
+            try:
+                name, person_id = line.rsplit(maxsplit=1)
+                record = Record(f"{folder}/{name}", int(person_id), int(name.rpartition("/")[2].split("_")[2]))
+            except (ValueError, IndexError):
+                reader.malformed(list_name, number, line, '"0000/0000_000_01_0303morning_0008_0.jpg 0"')
+            reader.add(split, record)
+    return reader.scan
+
+
+def msmt17_lists(train_folder: str, test_folder: str) -> ListForm:
+    """MSMT17 as its authors release it: two image folders and four lists."""
+    lists = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
+    return ListForm((train_folder, test_folder, *lists), lambda root: _read_msmt17(root, train_folder, test_folder))
+
+
+def _read_vehicle_id(root: Path, test_list: str) -> Scan:
+    """Read VehicleID's lists (``image vehicle``); one test image per vehicle, the first by name, is the gallery.
+
+    There are no cameras: each image's own number stands in, so that evaluation removes nothing.
+    """
+    reader = _ListReader(root)
+    test: list[Record] = []
+    for list_name in ("train_test_split/train_list.txt", test_list):
+        for number, line in reader.lines(list_name):
+            try:
+                image, person_id = line.split()
+                record = Record(f"image/{image}.jpg", int(person_id), int(image))
+            except ValueError:
+                reader.malformed(list_name, number, line, '"IMAGE VEHICLE", two numbers')
+            if list_name == test_list:
+                test.append(record)
+            else:
+                reader.add("train", record)
+    seen: set[int] = set()
+    for record in sorted(test):
+        reader.add("query" if record.person_id in seen else "gallery", record)
+        seen.add(record.person_id)
+    return reader.scan
+
+
+def vehicle_id_lists(test_list: str) -> ListForm:
+    """VehicleID (V1.0) with one of its test lists."""
+    path = f"train_test_split/{test_list}"
+    return ListForm(("image", "train_test_split/train_list.txt", path), lambda root: _read_vehicle_id(root, path))
+
+
+def _read_veri_wild(root: Path, query_list: str, gallery_list: str) -> Scan:
+    """Read VERI-Wild's lists (``vehicle/image``); cameras are in vehicle_info.txt (``vehicle/image;camera;...``)."""
+    reader = _ListReader(root)
+    info_name = "train_test_split/vehicle_info.txt"
+    cameras: dict[str, int] = {}
+    for number, line in reader.lines(info_name):
+        fields = line.split(";")
+        if len(fields) > 1 and fields[1].strip().isdigit():
+            cameras[fields[0].strip()] = int(fields[1])
+        elif number > 1:  # the first line is the header
+            reader.malformed(info_name, number, line, '"VEHICLE/IMAGE;CAMERA;..."')
+    for split, list_name in (
+        ("train", "train_test_split/train_list.txt"),
+        ("query", query_list),
+        ("gallery", gallery_list),
+    ):
+        for number, line in reader.lines(list_name):
+            image = line.removesuffix(".jpg")
+            vehicle = image.partition("/")[0]
+            if image not in cameras or not vehicle.isdigit():
+                reader.malformed(list_name, number, line, "VEHICLE/IMAGE as listed in vehicle_info.txt")
+            reader.add(split, Record(f"images/{image}.jpg", int(vehicle), cameras[image]))
+    return reader.scan
+
+
+def veri_wild_lists(test_name: str) -> ListForm:
+    """VERI-Wild with one of its test sets (``test_3000``, ``test_5000``, ``test_10000``)."""
+    query, gallery = f"train_test_split/{test_name}_query.txt", f"train_test_split/{test_name}.txt"
+    parts = ("images", "train_test_split/train_list.txt", "train_test_split/vehicle_info.txt", query, gallery)
+    return ListForm(parts, lambda root: _read_veri_wild(root, query, gallery))

@@ -1,0 +1,110 @@
+"""Verification finds what is wrong, and the contact sheet shows what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.data.catalog import CATALOG, DatasetInfo
+from ccreid_cli.data.contact_sheet import contact_sheet
+from ccreid_cli.data.layout import load_dataset
+from ccreid_cli.data.verify import VerifyReport, verify_dataset
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def root(
+    tmp_path: Path, write_boxes: Write, small: Callable[..., DatasetInfo], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    monkeypatch.setitem(CATALOG, "market1501", small())
+    return write_boxes(tmp_path / "market1501" / "Market-1501-v15.09.15")
+
+
+def failed(report: VerifyReport) -> set[str]:
+    return {check.name for check in report.checks if not check.passed}
+
+
+def test_a_complete_dataset_passes(root: Path, tmp_path: Path) -> None:
+    report = verify_dataset("market1501", tmp_path, decode=True)
+    assert report.passed and not failed(report)
+    assert report.num_decoded == 8 and report.images_per_second > 0
+    values = report.as_json()
+    assert values["passed"] and values["num_images"] == {"train": 3, "query": 2, "gallery": 3}
+    assert any("1 junk" in check.detail for check in report.checks)
+
+
+def test_counts(root: Path, tmp_path: Path) -> None:
+    next((root / "bounding_box_train").glob("0007*.jpg")).unlink()
+    report = verify_dataset("market1501", tmp_path)
+    assert failed(report) == {"train"}
+    assert any("2 images of 1 identities; published: 3 of 2" in check.detail for check in report.checks)
+
+
+def test_identities_in_train_and_query(root: Path, tmp_path: Path, write_images: Write) -> None:
+    write_images(root / "query", ["0002_c1s1_000001_00.jpg"])
+    assert failed(verify_dataset("market1501", tmp_path)) == {"query", "identities"}
+
+
+def test_repeated_test_identities_are_not_compared(
+    root: Path, tmp_path: Path, write_images: Write, small: Callable[..., DatasetInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CATALOG, "market1501", small(test_ids_repeat=True))
+    write_images(root / "query", ["0002_c1s1_000001_00.jpg"])
+    assert failed(verify_dataset("market1501", tmp_path)) == {"query"}
+
+
+def test_cameras_out_of_range(root: Path, tmp_path: Path, write_images: Write) -> None:
+    write_images(root / "query", ["0001_c9s1_000001_00.jpg"])
+    assert failed(verify_dataset("market1501", tmp_path)) == {"query", "cameras"}
+
+
+def test_broken_images_are_named(root: Path, tmp_path: Path) -> None:
+    truncated = root / "query" / "0001_c1s1_001051_00.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:-60])
+    empty = root / "bounding_box_train" / "0002_c1s1_000451_03.jpg"
+    empty.write_bytes(b"")
+    assert verify_dataset("market1501", tmp_path).passed  # not looked for unless asked
+    report = verify_dataset("market1501", tmp_path, decode=True)
+    assert failed(report) == {"images decode"}
+    assert [image.path for image in report.broken] == [str(empty), str(truncated)]
+    assert all(image.reason for image in report.broken)
+
+
+def test_own_images(tmp_path: Path, write_images: Write) -> None:
+    folder = write_images(tmp_path / "mine", ["a.jpg", "b.jpg"])
+    (folder / "b.jpg").write_bytes(b"not a picture")
+    report = verify_dataset(str(folder), tmp_path, decode=True)
+    assert [image.path for image in report.broken] == [str(folder / "b.jpg")]
+
+
+def test_absent_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="was not found"):
+        verify_dataset("market1501", tmp_path)
+
+
+def test_contact_sheet(root: Path, tmp_path: Path, listener: Any) -> None:
+    dataset = load_dataset("market1501", tmp_path, listener)
+    out = contact_sheet(dataset, tmp_path / "sheet.png", num_ids=5)
+    with Image.open(out) as sheet:
+        assert sheet.height == 20 + 2 * (128 + 4)  # two identities
+        assert sheet.width == 44 + 3 * (64 + 4)  # three cameras
+        assert sheet.getpixel((44 + 32, 20 + 64)) != (255, 255, 255)  # identity 2 in the first camera
+        assert sheet.getpixel((44 + 32, 20 + 132 + 64)) == (255, 255, 255)  # identity 7 was not seen there
+    with pytest.raises(UsageError, match="ends in"):
+        contact_sheet(dataset, tmp_path / "sheet.pdf")
+    (root / "bounding_box_train" / "0002_c1s1_000451_03.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match="0002_c1s1_000451_03.jpg does not decode"):
+        contact_sheet(dataset, tmp_path / "sheet.jpg")
+
+
+def test_contact_sheet_without_identities(tmp_path: Path, write_images: Write, listener: Any) -> None:
+    folder = write_images(tmp_path / "mine", [f"{letter}.jpg" for letter in "abcdefghij"])
+    dataset = load_dataset(str(folder), tmp_path, listener)
+    with Image.open(contact_sheet(dataset, tmp_path / "sheet.jpg", num_ids=4)) as sheet:
+        assert sheet.height == 20 + 2 * (128 + 4)
