@@ -1,0 +1,108 @@
+"""Re-ranking of query-gallery distances by k-reciprocal neighbours.
+
+Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, arXiv 1701.08398. It
+shares its neighbours, sets and weights with the pseudo-labels; only the exponent of the weights differs: the squared
+distance d = (2 - 2·cos)², divided by the largest in its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ccreid_cli.pseudo_labels.jaccard import average_weights, expansion_weights, half_size, weight_unit
+from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable, exact_product
+from ccreid_cli.pseudo_labels.overlap import OverlapSums
+from ccreid_cli.pseudo_labels.sparse_rows import one_thread
+
+
+def rerank_distances(
+    query_features: FeatureArray,
+    gallery_features: FeatureArray,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    device: torch.device | None = None,
+) -> NDArray[np.float32]:
+    """Re-ranked distances of all queries to the whole gallery.
+
+    Args:
+        query_features: Unit rows, (Q, D).
+        gallery_features: Unit rows, (G, D).
+        k1: Nearest neighbours, the image itself not counted.
+        k2: Neighbours whose weights are averaged, the image itself included.
+        lambda_value: Share of the original distance; the rest is Jaccard distance.
+        device: Where to compute; None keeps tensors where they are.
+
+    Returns:
+        Distances, (Q, G).
+    """
+    blocks = list(rerank_blocks(query_features, gallery_features, k1, k2, lambda_value, device))
+    return np.concatenate(blocks) if blocks else np.empty((0, len(gallery_features)), dtype=np.float32)
+
+
+def rerank_blocks(
+    query_features: FeatureArray,
+    gallery_features: FeatureArray,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    device: torch.device | None = None,
+    *,
+    block_bytes: int | None = None,
+) -> Iterator[NDArray[np.float32]]:
+    """Re-ranked distances, some queries at a time: memory grows with (Q + G)·k1 and one block of Q × G.
+
+    Args:
+        query_features: Unit rows, (Q, D).
+        gallery_features: Unit rows, (G, D).
+        k1: Nearest neighbours, the image itself not counted.
+        k2: Neighbours whose weights are averaged, the image itself included.
+        lambda_value: Share of the original distance; the rest is Jaccard distance.
+        device: Where to compute; None keeps tensors where they are.
+        block_bytes: Memory of the work tables; None takes a size that suits the device.
+
+    Yields:
+        Distances of the next queries, (n, G) float32.
+    """
+    num_queries, total = len(query_features), len(query_features) + len(gallery_features)
+    if num_queries == 0:
+        return
+    rows = torch.cat([torch.as_tensor(part).float() for part in (query_features, gallery_features)])
+    table = FeatureTable(rows, device)
+    similarities, indices = table.nearest(k1 + 1, 0, total)
+    largest = _squared_distance(table.farthest(0, total)).clamp_min(torch.finfo(torch.float64).tiny)
+
+    def affinity(owners: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
+        return -_squared_distance(cosines) / largest[owners]
+
+    unit = weight_unit(k2)
+    with one_thread():
+        weights = expansion_weights(
+            table,
+            similarities,
+            indices,
+            0,
+            total,
+            half=half_size(k1),
+            unit=unit,
+            affinity=affinity,
+            block_bytes=block_bytes,
+        )
+        if k2 > 1:
+            weights = average_weights(weights, indices, k2, 0, total, block_bytes=block_bytes)
+    sums = OverlapSums(weights, unit * min(k2, indices.shape[1]), block_bytes=block_bytes)
+    gallery = table.rows[num_queries:].T
+    for first, last in sums.blocks(0, num_queries):
+        original = _squared_distance(exact_product(table.rows[first:last], gallery)) / largest[first:last, None]
+        with one_thread():
+            jaccard = sums.distances(first, last)[:, num_queries:]
+        yield (jaccard * (1 - lambda_value) + original * lambda_value).float().cpu().numpy()
+
+
+def _squared_distance(cosines: torch.Tensor) -> torch.Tensor:
+    """(2 - 2·cos)² in double precision."""
+    return (2.0 - 2.0 * cosines.double()).clamp_min(0.0).square()

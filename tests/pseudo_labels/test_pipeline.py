@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from ccreid_cli.core.errors import DataError
+from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
+
+SMALL = Path(__file__).parents[1] / "golden"
+CASES = [(30, 6, 0.4), (30, 6, 0.5), (30, 6, 0.6), (30, 6, 0.7), (20, 6, 0.5), (20, 6, 0.6), (15, 1, 0.6)]
+
+
+@pytest.fixture
+def features() -> np.ndarray:
+    return np.load(SMALL / "jaccard_labels.npz")["features"]
+
+
+@pytest.mark.parametrize(("k1", "k2", "eps"), CASES)
+def test_reference_labels(features: np.ndarray, k1: int, k2: int, eps: float) -> None:
+    expected = np.load(SMALL / "jaccard_labels.npz")[f"labels_k1_{k1}_k2_{k2}_eps_{eps}"]
+    found = pseudo_labels(features, ClusterSettings(eps=eps, k1=k1, k2=k2))
+    np.testing.assert_array_equal(found.labels, expected)
+    assert found.num_clusters == expected.max() + 1
+    assert found.num_outliers == (expected == -1).sum()
+    assert set(found.seconds) == {"neighbors", "jaccard", "clustering"}
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize("eps", [0.4, 0.5, 0.6])
+def test_reference_labels_at_real_scale(golden: Path, eps: float) -> None:
+    reference = np.load(golden / "market1501_mobilenet_v2_train.npz")
+    expected = reference[f"labels_k1_30_k2_6_eps_{eps}"]
+    found = pseudo_labels(reference["features"], ClusterSettings(eps=eps))
+    assert adjusted_rand_score(expected, found.labels) >= 0.99
+    assert abs(found.num_clusters - (expected.max() + 1)) <= 0.01 * (expected.max() + 1)
+
+
+def test_scale_and_type_of_the_rows_do_not_matter(features: np.ndarray) -> None:
+    settings = ClusterSettings(eps=0.5)
+    expected = pseudo_labels(features, settings).labels
+    for same in (features * 3.0, torch.from_numpy(features), features.astype(np.float64), np.asfortranarray(features)):
+        np.testing.assert_array_equal(pseudo_labels(same, settings).labels, expected)
+    half = pseudo_labels(features.astype(np.float16), settings).labels
+    assert adjusted_rand_score(half, expected) > 0.95
+
+
+def test_labels_do_not_depend_on_threads(features: np.ndarray) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = pseudo_labels(features, ClusterSettings(eps=0.5)).labels
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(one, pseudo_labels(features, ClusterSettings(eps=0.5)).labels)
+    assert torch.get_num_threads() == threads  # the step leaves the process's setting alone
+
+
+def test_renumbering_the_images_keeps_the_clusters(features: np.ndarray, rng: np.random.Generator) -> None:
+    order = rng.permutation(len(features))
+    expected = pseudo_labels(features, ClusterSettings(eps=0.5)).labels[order]
+    found = pseudo_labels(features[order], ClusterSettings(eps=0.5)).labels
+    assert adjusted_rand_score(expected, found) > 0.99
+
+
+@pytest.mark.parametrize("method", ["dbscan", "infomap"])
+@pytest.mark.parametrize("total", [0, 1, 3, 10])
+def test_fewer_images_than_neighbours(method: str, total: int, rng: np.random.Generator) -> None:
+    if method == "infomap":
+        pytest.importorskip("infomap")
+    rows = rng.normal(size=(total, 8)).astype(np.float32)
+    found = pseudo_labels(rows, ClusterSettings(method=method))
+    assert found.labels.shape == (total,) and found.labels.dtype == np.int64
+    assert found.num_outliers == (found.labels == -1).sum()
+
+
+@pytest.mark.parametrize("k2", [1, 6])
+def test_many_copies_of_few_images(k2: int, rng: np.random.Generator) -> None:
+    rows = rng.normal(size=(3, 16)).astype(np.float32).repeat(20, axis=0)
+    found = pseudo_labels(rows, ClusterSettings(k1=20, k2=k2))
+    np.testing.assert_array_equal(found.labels, np.arange(3).repeat(20))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_rows_that_are_no_direction_are_named(features: np.ndarray, value: float) -> None:
+    broken = features.copy()
+    broken[17] = value
+    with pytest.raises(DataError, match="row 17"):
+        pseudo_labels(broken, ClusterSettings())
+
+
+def test_infomap_separates_well_separated_clusters(rng: np.random.Generator) -> None:
+    pytest.importorskip("infomap")
+    ids = np.arange(120) // 12
+    rows = rng.normal(size=(10, 64))[ids] + 0.3 * rng.normal(size=(120, 64))
+    found = pseudo_labels(rows, ClusterSettings(method="infomap", eps=0.5, k1=15, k2=4))
+    np.testing.assert_array_equal(found.labels, ids)
+    assert set(found.seconds) == {"neighbors", "clustering"}
