@@ -1,0 +1,159 @@
+"""Which charts a report has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ccreid_cli.report.charts import Chart, Key, Line, Values, histogram_chart, line_chart, stacked_chart
+from ccreid_cli.report.content import ReportContent, Retrieval
+from ccreid_cli.report.numbers import count, decimal, duration, epoch_numbers, number, series, stage_seconds
+
+NUM_RANKS_SHOWN = 50
+
+STAGE_NAMES = {
+    "extract": "extract features",
+    "neighbors": "neighbours",
+    "jaccard": "Jaccard distance",
+    "clustering": "clustering",
+    "train": "train",
+    "evaluate": "evaluate",
+    "other": "other",
+}
+_STAGE_COLOURS = dict(zip(STAGE_NAMES, ("c1", "c4", "c3", "c6", "c2", "c5", "c7"), strict=True))
+
+
+def training_charts(content: ReportContent) -> list[Chart]:
+    """Draw what the metrics hold: loss, clusters, outliers, label quality, scores, time.
+
+    Metrics that no epoch has are left out.
+
+    Args:
+        content: The report; only its metrics, scores and counts are read.
+    """
+    makers: tuple[Callable[[ReportContent], Chart | None], ...] = (
+        _loss_chart,
+        _cluster_chart,
+        _outlier_chart,
+        _quality_chart,
+        _score_chart,
+        _time_chart,
+    )
+    return [chart for make in makers if (chart := make(content)) is not None]
+
+
+def retrieval_charts(retrieval: Retrieval) -> list[Chart]:
+    """Draw the CMC curve, the distances of pairs, and how AP spreads over the queries."""
+    return [_cmc_chart(retrieval), _distance_chart(retrieval), _precision_chart(retrieval)]
+
+
+def _last_of(values: Values) -> float:
+    known = values[np.isfinite(values)]
+    return float(known[-1]) if len(known) else float("nan")
+
+
+def _lines(content: ReportContent, wanted: list[tuple[str, str, str, str]], scale: float = 1.0) -> list[Line]:
+    """Make the lines of the metrics that are there: (metric, label, colour, dash)."""
+    lines = [Line(label, scale * series(content.metrics, key), colour, dash) for key, label, colour, dash in wanted]
+    return [line for line in lines if np.isfinite(line.values).any()]
+
+
+def _keys(lines: list[Line]) -> tuple[Key, ...]:
+    return tuple(Key(line.label, line.colour, line.dash) for line in lines)
+
+
+def _loss_chart(content: ReportContent) -> Chart | None:
+    lines = _lines(content, [("loss", "loss", "c1", "solid")])
+    if not lines:
+        return None
+    svg = line_chart(epoch_numbers(content.metrics), lines, x_label="epoch")
+    return Chart("Loss", svg, decimal(_last_of(lines[0].values), 2), "Mean contrastive loss of each epoch.")
+
+
+def _cluster_chart(content: ReportContent) -> Chart | None:
+    lines = _lines(content, [("num_clusters", "clusters", "c1", "solid")])
+    if not lines:
+        return None
+    keys, levels, note = _keys(lines), {}, "Clusters found at the start of each epoch."
+    if content.num_train_ids:
+        name = f"true identities: {count(content.num_train_ids)}"
+        keys, levels = (*keys, Key(name, "muted", "dotted")), {name: float(content.num_train_ids)}
+        note += " The dotted line is the number of identities, which training never sees."
+    svg = line_chart(epoch_numbers(content.metrics), lines, x_label="epoch", levels=levels)
+    return Chart("Clusters", svg, count(_last_of(lines[0].values)), note, keys if levels else ())
+
+
+def _outlier_chart(content: ReportContent) -> Chart | None:
+    share = content.num_train_images
+    lines = _lines(content, [("num_outliers", "outliers", "c1", "solid")], 100 / share if share else 1.0)
+    if not lines:
+        return None
+    svg = line_chart(epoch_numbers(content.metrics), lines, x_label="epoch", from_zero=True, percent=share is not None)
+    note = "Training images in no cluster: left out of the epoch's batches."
+    return Chart("Outliers", svg, count(_last_of(series(content.metrics, "num_outliers"))), note)
+
+
+def _quality_chart(content: ReportContent) -> Chart | None:
+    wanted = [("purity", "purity", "c3", "dotted"), ("nmi", "NMI", "c2", "dashed"), ("ari", "ARI", "c1", "solid")]
+    lines = _lines(content, wanted)
+    if not lines:
+        return None
+    svg = line_chart(epoch_numbers(content.metrics), lines, x_label="epoch")
+    note = "How well clusters match the true identities (1 is perfect). A diagnosis: training never sees identities."
+    return Chart("Label quality", svg, "", note, _keys(lines))
+
+
+def _score_chart(content: ReportContent) -> Chart | None:
+    wanted = [("rank1", "rank-1", "c2", "dashed"), ("mAP", "mAP", "c1", "solid")]
+    lines = _lines(content, wanted, 100.0)
+    if not lines:
+        return None
+    published = next((score for score in content.scores if score.is_own), None)
+    levels, keys = {}, _keys(lines)
+    if published:
+        levels = {"published mAP": number(published.mean_ap), "published rank-1": number(published.rank1)}
+        levels = {name: height for name, height in levels.items() if np.isfinite(height)}
+        keys = (*keys, Key("published", "muted", "dotted"))
+    svg = line_chart(epoch_numbers(content.metrics), lines, x_label="epoch", levels=levels, percent=True)
+    value = f"{decimal(_last_of(lines[-1].values))} %"
+    return Chart("mAP and rank-1", svg, value, "Scores on query and gallery, in percent.", keys)
+
+
+def _time_chart(content: ReportContent) -> Chart | None:
+    stages = stage_seconds(content.metrics)
+    if not stages:
+        return None
+    svg = stacked_chart(epoch_numbers(content.metrics), stages, _STAGE_COLOURS, x_label="epoch")
+    keys = tuple(Key(STAGE_NAMES[name], _STAGE_COLOURS[name], "area") for name in stages)
+    total = float(sum(values.sum() for values in stages.values()))
+    return Chart(
+        "Time per epoch", svg, duration(total), "Seconds of each stage, stacked; beside the title, all epochs.", keys
+    )
+
+
+def _cmc_chart(retrieval: Retrieval) -> Chart:
+    shown = 100 * retrieval.cmc[:NUM_RANKS_SHOWN]
+    line = Line("CMC", shown, "c1")
+    svg = line_chart(np.arange(1, len(shown) + 1, dtype=np.float64), [line], x_label="rank", percent=True)
+    note = "Share of queries with a right image among the first so many results."
+    return Chart("CMC curve", svg, f"rank-1 {decimal(float(shown[0]))} %", note)
+
+
+def _distance_chart(retrieval: Retrieval) -> Chart:
+    layers = [
+        Line("same identity, other camera", retrieval.positives.astype(np.float64), "c3"),
+        Line("different identity", retrieval.negatives.astype(np.float64), "c2", "dashed"),
+    ]
+    svg = histogram_chart(retrieval.edges, layers, x_label="squared distance of unit features")
+    pairs = f"{count(retrieval.positives.sum())} and {count(retrieval.negatives.sum())} pairs"
+    note = f"Query-gallery pairs, each kind as shares of its own total ({pairs}). The less they overlap, the better."
+    return Chart("Distances", svg, "", note, _keys(layers))
+
+
+def _precision_chart(retrieval: Retrieval) -> Chart:
+    known = 100 * retrieval.average_precision[np.isfinite(retrieval.average_precision)]
+    counts, edges = np.histogram(known, bins=20, range=(0, 100))
+    svg = histogram_chart(edges, [Line("queries", counts.astype(np.float64), "c1")], x_label="average precision, %")
+    median = f"median {decimal(float(np.median(known)))} %"
+    return Chart("AP of each query", svg, median, "Share of the queries at each average precision.")
