@@ -1,0 +1,112 @@
+"""`ccreid export`: a trained model as a file for other programs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import options as opt
+from ccreid_cli.cli.common import logs_dir_or_default
+from ccreid_cli.cli.extract import Checkpoint, model_request
+
+
+def _forms(incomplete: str) -> list[str]:
+    return [form for form in ("onnx", "torchscript", "safetensors") if form.startswith(incomplete)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("export", rich_help_panel="Use a model")(export)
+
+
+def export(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run (name or folder) or a checkpoint file, ours or the official code's.",
+            autocompletion=completing.runs,
+        ),
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="onnx (pip install 'ccreid\\[onnx]'), torchscript or safetensors.",
+            rich_help_panel=opt.OUTPUT,
+            autocompletion=_forms,
+        ),
+    ] = "onnx",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The file to write. Default: RUN.onnx here, likewise.", rich_help_panel=opt.OUTPUT
+        ),
+    ] = None,
+    uint8_input: Annotated[
+        bool,
+        typer.Option(
+            "--uint8-input",
+            help="Put the normalisation inside: N x H x W x 3 uint8 in. Default: N x 3 x H x W float32, normalised.",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = False,
+    checkpoint: Checkpoint = "last",
+    pooling_type: opt.Pooling = None,
+    data_dir: opt.DataDir = None,
+    logs_dir: opt.LogsDir = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    as_json: opt.Json = False,
+    progress: opt.ProgressStyle = "auto",
+) -> None:
+    """Write a trained model as ONNX, TorchScript or safetensors, with a model card (FILE.json, FILE.md) beside it.
+
+    The file is compared with PyTorch before it is kept, on images of the run's dataset when they are at hand. ONNX and
+    TorchScript take `images`, N x 3 x height x width float32 (RGB, ImageNet mean and deviation) and give `features`,
+    N x D float32 rows of length one, as trackers expect of re-identification models.
+
+    Examples: `ccreid export logs/RUN --format onnx -o reid.onnx`, `ccreid export RUN --format safetensors`.
+    """
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.engine.embedding import open_embedder
+    from ccreid_cli.engine.export import SUFFIXES, check_request, export_model, sample_images
+    from ccreid_cli.engine.model_card import model_card, write_cards
+
+    check_request(form, uint8_input)
+    reporter = make_reporter(progress)
+    embedder = open_embedder(
+        model_request(run, checkpoint, pooling_type),
+        logs_dir=logs_dir_or_default(logs_dir),
+        device="cpu",
+        precision="fp32",
+        height=height,
+        width=width,
+        reporter=reporter,
+    )
+    file = out or Path(_stem(embedder.loaded.path) + SUFFIXES[form])
+    datasets = data_dir or (Path(os.environ["CCREID_DATA_DIR"]) if os.environ.get("CCREID_DATA_DIR") else None)
+    images, about_images = sample_images(embedder, datasets)
+    reporter.message(f"writing {form} and checking it on {len(images)} images: {about_images}")
+    check = export_model(embedder, form, file, images, about_images, uint8_input=uint8_input, reporter=reporter)
+    card = model_card(embedder, form, file, check, uint8_input=uint8_input)
+    cards = write_cards(card, file)
+    if as_json:
+        output.print_json({"output": str(file), "cards": [str(path) for path in cards], "card": card})
+        return
+    output.print_text(
+        f"{file}: checked on {check.num_images} images ({check.images}), largest difference "
+        f"{check.max_abs_difference:.1e}, smallest cosine {check.min_cosine:.6f}"
+    )
+
+
+def _stem(path: Path | None) -> str:
+    """Return what to call the file: the run's name, or the checkpoint's."""
+    if path is None:
+        return "model"
+    return path.parent.parent.name if path.parent.name == "checkpoints" else path.name.split(".")[0]

@@ -1,0 +1,254 @@
+"""Commands that use a trained model: `ccreid extract` and `ccreid search`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import options as opt
+from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default
+
+if TYPE_CHECKING:
+    from ccreid_cli.engine.scoring import ModelRequest
+
+Checkpoint = Annotated[
+    str, typer.Option("--checkpoint", help="Which checkpoint of a run: last or best.", rich_help_panel=opt.MODEL)
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Stop at images that cannot be read, not skip them.", rich_help_panel=opt.DATA),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("extract", rich_help_panel="Use a model")(extract)
+    app.command("search", rich_help_panel="Use a model")(search)
+
+
+def extract(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|DATASET",
+            help="A folder of images (with all folders below it), a dataset by name, or a manifest.",
+            autocompletion=completing.datasets,
+        ),
+    ],
+    resume: opt.Resume = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where the features go: .npz, .npy (with .txt and .json beside it) or .parquet.",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = Path("features.npz"),
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", help="train, query or gallery of a dataset. Default: all of it.", rich_help_panel=opt.DATA
+        ),
+    ] = None,
+    strict: Strict = False,
+    checkpoint: Checkpoint = "last",
+    pooling_type: opt.Pooling = None,
+    data_dir: opt.DataDir = None,
+    logs_dir: opt.LogsDir = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    workers: opt.Workers = None,
+    batch_size: opt.ExtractBatch = None,
+    device: opt.Device = None,
+    precision: opt.Precision = None,
+    as_json: opt.Json = False,
+    progress: opt.ProgressStyle = "auto",
+) -> None:
+    """Turn images into features of unit length, with their names and the model they come from.
+
+    `ccreid cluster` and `ccreid score` read the .npz; `ccreid search` reads all three forms.
+
+    Examples: `ccreid extract crops/ --resume logs/RUN -o crops.npz`,
+    `ccreid extract market1501 --split query --resume logs/RUN -o query.npz`.
+    """
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.data.embedding_file import check_form, write_embeddings
+    from ccreid_cli.data.image_list import list_source
+    from ccreid_cli.engine.embedding import embed_images, open_embedder
+
+    check_form(out)
+    reporter = make_reporter(progress)
+    images = list_source(source, split, data_dir_or_default(data_dir), reporter)
+    embedder = open_embedder(
+        model_request(resume, checkpoint, pooling_type),
+        logs_dir=logs_dir_or_default(logs_dir),
+        device=device or "auto",
+        precision=precision or "auto",
+        height=height,
+        width=width,
+        num_images=len(images),
+        reporter=reporter,
+    )
+    start = time.perf_counter()
+    content, broken = embed_images(
+        embedder, images, workers=workers, batch_size=batch_size, strict=strict, reporter=reporter
+    )
+    seconds = time.perf_counter() - start
+    write_embeddings(out, content)
+    result = {
+        "output": str(out),
+        "num_images": len(content),
+        "num_broken": len(broken),
+        "embedding_dim": embedder.embedding_dim,
+        "model": embedder.fingerprint,
+        "source": embedder.source,
+        "preprocess": embedder.about()["preprocess"],
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(images) / seconds, 1),
+        "broken": broken,
+    }
+    if as_json:
+        output.print_json(result)
+        return
+    skipped = f", {len(broken):,} skipped" if broken else ""
+    output.print_text(f"{out}: {len(content):,} x {embedder.embedding_dim}{skipped}")
+
+
+def search(
+    queries: Annotated[list[Path], typer.Argument(metavar="QUERY.jpg", help="The images to search for.")],
+    gallery: Annotated[
+        str,
+        typer.Option(
+            "--gallery",
+            "-g",
+            rich_help_panel=opt.DATA,
+            help="Where to search: a folder of images, a feature file of `ccreid extract`, or a dataset (its gallery).",
+            autocompletion=completing.datasets,
+        ),
+    ],
+    resume: opt.Resume = None,
+    top: Annotated[
+        int, typer.Option("--top", "-k", min=1, help="How many matches to show.", rich_help_panel=opt.OUTPUT)
+    ] = 10,
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--sheet", help="Also draw the matches: a .png, .jpg or .webp file.", rich_help_panel=opt.OUTPUT),
+    ] = None,
+    strict: Strict = False,
+    checkpoint: Checkpoint = "last",
+    pooling_type: opt.Pooling = None,
+    data_dir: opt.DataDir = None,
+    logs_dir: opt.LogsDir = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    workers: opt.Workers = None,
+    batch_size: opt.ExtractBatch = None,
+    device: opt.Device = None,
+    precision: opt.Precision = None,
+    as_json: opt.Json = False,
+    progress: opt.ProgressStyle = "auto",
+) -> None:
+    """Find the gallery images most similar to each query, by the cosine of their features.
+
+    A gallery that is searched often is extracted once: as .npy it is read in place, however large it is.
+
+    Examples: `ccreid search query.jpg --gallery crops/ --resume logs/RUN --sheet matches.png`,
+    `ccreid search a.jpg b.jpg -g crops.npz --resume logs/RUN --top 5 --json`.
+    """
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.data.catalog import CATALOG
+    from ccreid_cli.data.image_list import list_source
+    from ccreid_cli.data.search_sheet import check_sheet
+    from ccreid_cli.engine.embedding import embed_images, open_embedder
+    from ccreid_cli.engine.search import best_matches, matches_as_json, open_gallery
+
+    if sheet:
+        check_sheet(sheet)
+    reporter = make_reporter(progress)
+    images = None
+    if Path(gallery).suffix.lower() not in {".npz", ".npy", ".parquet"}:
+        split = "gallery" if gallery in CATALOG else None
+        images = list_source(gallery, split, data_dir_or_default(data_dir), reporter)
+    embedder = open_embedder(
+        model_request(resume, checkpoint, pooling_type),
+        logs_dir=logs_dir_or_default(logs_dir),
+        device=device or "auto",
+        precision=precision or "auto",
+        height=height,
+        width=width,
+        num_images=len(images or ()),
+        reporter=reporter,
+    )
+    query_features = embedder.embed(queries, batch_size=batch_size)
+    if images is None:
+        content = open_gallery(Path(gallery), embedder, reporter)
+    else:
+        content, _ = embed_images(
+            embedder, images, workers=workers, batch_size=batch_size, strict=strict, reporter=reporter
+        )
+    start = time.perf_counter()
+    matches = best_matches(query_features, content.features, top)
+    seconds = time.perf_counter() - start
+    found = [matches_as_json(str(query), row, matches, content.images) for row, query in enumerate(queries)]
+    result = {
+        "gallery": gallery,
+        "num_gallery": len(content),
+        "model": embedder.fingerprint,
+        "source": embedder.source,
+        "search_seconds": round(seconds, 4),
+        "queries": found,
+    }
+    if sheet:
+        _draw_sheet(found, sheet)
+        reporter.message(f"contact sheet: {sheet}")
+    if as_json:
+        output.print_json(result)
+        return
+    _show(found)
+
+
+def model_request(resume: str | None, checkpoint: str, pooling_type: str | None) -> ModelRequest:
+    """Return which network the command line means.
+
+    Raises:
+        UsageError: None is named, or `checkpoint` is not known.
+    """
+    from ccreid_cli.core.errors import UsageError
+    from ccreid_cli.engine.scoring import ModelRequest
+
+    if resume is None:
+        raise UsageError(
+            "no trained model is named.", "Name a run or a checkpoint with --resume; see `ccreid runs list`."
+        )
+    if checkpoint not in {"last", "best"}:
+        raise UsageError(f'--checkpoint "{checkpoint}" is not known.', "Use last or best.")
+    return ModelRequest(resume, checkpoint, pooling_type=pooling_type)
+
+
+def _show(found: Sequence[Mapping[str, Any]]) -> None:
+    """Show one table per query."""
+    for query in found:
+        with_ids = any("id" in match for match in query["matches"])
+        rows = []
+        for match in query["matches"]:
+            known = [str(match["id"]), str(match["camera"])] if with_ids else []
+            rows.append([str(match["rank"]), f"{match['similarity']:.4f}", *known, match["name"]])
+        columns = ["rank", "similarity", *(["id", "camera"] if with_ids else []), "image"]
+        output.print_text(query["query"])
+        output.print_table("", columns, rows)
+
+
+def _draw_sheet(found: Sequence[Mapping[str, Any]], sheet: Path) -> None:
+    from ccreid_cli.data.search_sheet import SheetRow, search_sheet
+
+    rows = []
+    for query in found:
+        matches = [(Path(match["path"]), f"{match['rank']}: {match['similarity']:.3f}") for match in query["matches"]]
+        rows.append(SheetRow(Path(query["query"]), matches))
+    search_sheet(rows, sheet)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from ccreid_cli.cli import export, extract
+from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.engine.checkpoint import save_checkpoint
+from ccreid_cli.models.reid_net import ModelSpec, ReidNet
+
+NAMES = ["query/0001_c1_1.png", "gallery/0001_c2_1.png", "gallery/0002_c1_1.png", "gallery/0002_c2_2.png"]
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of small random networks."""
+    folder = tmp_path_factory.mktemp("logs")
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        spec = ModelSpec("resnet18", "gem", 8)
+        content = {"model": ReidNet(spec).state_dict(), "spec": dict(vars(spec))}
+        content["preprocess"] = {"height": 32, "width": 16}
+        save_checkpoint(folder / name / "checkpoints" / "last.pt", content)
+        (folder / name / "recipe.toml").write_text('[train]\ndataset = "toy"\n')
+    return folder
+
+
+@pytest.fixture
+def crops(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        path = tmp_path / "crops" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 20, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "crops"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CCREID_LOGS_DIR", str(logs))
+
+
+def call(*arguments: object) -> Result:
+    app = typer.Typer()
+    for module in (extract, export):
+        module.register(app)
+    result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, "--progress", "none")])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_extract_then_search_finds_the_image_itself(crops: Path) -> None:
+    (crops / "gallery" / "broken.jpg").write_bytes(b"junk")
+    done = json.loads(call("extract", crops, "--resume", "one", "-o", "all.npz", "--device", "cpu", "--json").stdout)
+    assert (done["num_images"], done["num_broken"], done["embedding_dim"]) == (4, 1, 8)
+    assert done["broken"] == [{"name": "gallery/broken.jpg", "reason": "not an image"}]
+    query = crops / NAMES[2]
+    found = call("search", query, "-g", "all.npz", "--resume", "one", "--top", 9, "--sheet", "s.png", "--json")
+    (answer,) = json.loads(found.stdout)["queries"]
+    assert answer["matches"][0]["name"] == NAMES[2] and answer["matches"][0]["similarity"] > 0.9999
+    assert [match["rank"] for match in answer["matches"]] == [1, 2, 3, 4]
+    with Image.open("s.png") as sheet:
+        assert sheet.width > sheet.height
+    table = call("search", query, crops / NAMES[0], "-g", crops, "--resume", "one", "--top", 2).stdout
+    assert table.count("1.0000") == 2 and str(query) in table
+
+
+def test_extract_a_split_for_scoring(crops: Path) -> None:
+    for split, ids in {"query": [1], "gallery": [1, 2, 2]}.items():
+        call("extract", crops, "--split", split, "--resume", "one", "-o", f"{split}.npz")
+        with np.load(f"{split}.npz") as loaded:
+            assert loaded["ids"].tolist() == ids and loaded["cams"].shape == (len(ids),)
+
+
+def test_strict_stops_before_anything_is_written(crops: Path) -> None:
+    (crops / "broken.jpg").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        call("extract", crops, "--resume", "one", "--strict", "-o", "f.npz")
+    assert not Path("f.npz").exists()
+
+
+def test_galleries_of_another_model_or_size_are_refused(crops: Path) -> None:
+    call("extract", crops, "--resume", "one", "-o", "one.npy")
+    with pytest.raises(DataError, match=r"one.*last\.pt.*two.*last\.pt"):
+        call("search", crops / NAMES[0], "-g", "one.npy", "--resume", "two")
+    with pytest.raises(DataError, match="height 32; the query with height 48"):
+        call("search", crops / NAMES[0], "-g", "one.npy", "--resume", "one", "--height", 48)
+
+
+def test_mistakes_are_found_before_the_work(crops: Path) -> None:
+    for arguments in (
+        ["extract", crops, "-o", "f.npz"],
+        ["extract", crops, "--resume", "one", "-o", "f.csv"],
+        ["extract", crops, "--resume", "one", "--checkpoint", "first"],
+        ["extract", "markt1501", "--resume", "one"],
+        ["search", crops / NAMES[0], "-g", crops, "--resume", "one", "--sheet", "s.txt"],
+        ["export", "one", "--format", "onx"],
+    ):
+        with pytest.raises(UsageError):
+            call(*arguments)
+    with pytest.raises(DataError, match="absent"):
+        call("search", "absent.jpg", "-g", crops, "--resume", "one")
+
+
+def test_export_writes_the_file_and_its_cards() -> None:
+    done = call("export", "one", "--format", "torchscript")
+    assert "random noise" in done.stdout and "cosine 1.000000" in done.stdout
+    assert {path.name for path in Path().glob("one.*")} == {f"one.torchscript{end}" for end in ("", ".json", ".md")}
+    card = json.loads(call("export", "one", "-f", "safetensors", "-o", "m.safetensors", "--json").stdout)["card"]
+    assert card["preprocess"]["height"] == 32 and card["check"]["max_abs_difference"] == 0
+
+
+def test_an_exported_model_reads_galleries_of_the_run(crops: Path) -> None:
+    call("extract", crops, "--resume", "one", "-o", "one.npz")
+    call("export", "one", "-f", "safetensors", "-o", "m.safetensors")
+    found = call("search", crops / NAMES[1], "-g", "one.npz", "--resume", "m.safetensors", "--top", 1, "--json")
+    assert json.loads(found.stdout)["queries"][0]["matches"][0]["name"] == NAMES[1]
