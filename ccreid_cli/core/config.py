@@ -76,21 +76,22 @@ class TrainConfig(BaseModel):
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deterministic: bool = False
+    tensorboard: bool = False
+    wandb: bool = False
 
     def to_toml(self) -> str:
         """Return the settings as a recipe file that gives the same run."""
         values = self.model_dump(mode="json", exclude_none=True)
-        return "[train]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+        # TOML reads JSON's strings, but neither its surrogate pairs nor a bare DEL.
+        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()]
+        return "[train]\n" + "".join(lines).replace("\x7f", "\\u007f")
 
 
 MAY_CHANGE_ON_RESUME = frozenset(
-    {"epochs", "workers", "device", "eval_step", "print_freq", "save_every", "keep", "data_dir", "logs_dir", "name"}
-    | {"deterministic", "weights"}
+    {"epochs", "workers", "device", "eval_step", "print_freq", "save_every", "keep", "data_dir", "logs_dir"}
+    | {"tensorboard", "wandb"}
 )
-"""Settings that do not alter what is computed. Every other one is fixed by the checkpoint.
-
-``weights`` may differ because a resumed model's weights come from the checkpoint.
-"""
+"""Settings that do not alter what is computed. Every other one is fixed by the checkpoint."""
 
 
 class RecipeAbout(BaseModel):

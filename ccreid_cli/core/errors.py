@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+SAID_ELSEWHERE = "another process has said this already"
+"""Noted (PEP 678) on an error that only hands on what another process of the run shows."""
+
 
 class CcreidError(Exception):
     """A problem that a person can understand and mend.

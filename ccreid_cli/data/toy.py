@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter, SilentReporter, track
-from ccreid_cli.data.toy_figures import Colour, Figure, Look, draw_look, draw_pose
+from ccreid_cli.data.toy_figures import Colour, Figure, Look, difference, draw_look, draw_pose
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 WIDTH, HEIGHT = 64, 128
@@ -28,6 +28,8 @@ TRAIN_IDENTITIES, TEST_IDENTITIES = 32, 24
 TRAIN_IMAGES, GALLERY_IMAGES = 7, 4
 """Pictures of one identity by one camera."""
 NUM_JUNK, NUM_DISTRACTORS = 40, 40
+_LOOKS_TRIED = 6
+"""Of so many ways to dress, an identity gets the one least like everybody before."""
 _DRAWN_AT = 2
 """Pictures are drawn this many times larger and reduced, which smooths the edges."""
 
@@ -121,18 +123,18 @@ def _draw_all(folder: Path, seed: int, reporter: Reporter) -> None:
 
 
 def _people(seed: int) -> list[Look]:
-    """Dress everybody. Identities share shirts or trousers, never both; a distractor may share both with one."""
+    """Dress everybody. Identities share shirts or trousers, never both; distractors wear anything."""
     random = Random(f"{seed}/people")
-    seen: set[tuple[Colour, Colour, str]] = set()
-    people: list[Look] = []
-    while len(people) < TRAIN_IDENTITIES + TEST_IDENTITIES + NUM_DISTRACTORS:
-        look = draw_look(random)
-        is_identity = len(people) < TRAIN_IDENTITIES + TEST_IDENTITIES
-        outfit = (look.shirt, look.trousers, "" if is_identity else look.pattern)
-        if outfit not in seen:
-            seen.add(outfit)
-            people.append(look)
-    return people
+    people = [draw_look(random)]
+
+    def novelty(look: Look) -> float:
+        return min(difference(look, other) for other in people)
+
+    while len(people) < TRAIN_IDENTITIES + TEST_IDENTITIES:
+        best = max((draw_look(random) for _ in range(_LOOKS_TRIED)), key=novelty)
+        if novelty(best) > 0:
+            people.append(best)
+    return people + [draw_look(random) for _ in range(NUM_DISTRACTORS)]
 
 
 def _shots(seed: int) -> Iterator[_Shot]:

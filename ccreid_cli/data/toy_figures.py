@@ -5,6 +5,7 @@ Only Pillow's shapes are used, no fonts and no files, so that a picture depends 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from random import Random
 
@@ -19,6 +20,7 @@ SHIRTS: tuple[Colour, ...] = (
 )  # fmt: skip
 TROUSERS: tuple[Colour, ...] = (
     (40, 55, 95), (35, 35, 40), (150, 135, 105), (110, 110, 115), (95, 65, 45), (215, 210, 200), (80, 100, 60),
+    (150, 50, 55), (110, 150, 190),
 )  # fmt: skip
 HAIR: tuple[Colour, ...] = ((30, 25, 25), (95, 60, 35), (200, 165, 95), (150, 70, 40), (170, 170, 170))
 SKIN: tuple[Colour, ...] = ((240, 200, 170), (205, 155, 115), (140, 95, 65), (95, 65, 50))
@@ -45,6 +47,11 @@ class Look:
     long_sleeves: bool
     coat: bool
     build: float
+
+    @property
+    def pattern_colour(self) -> Colour:
+        """The accent, where the pattern shows any."""
+        return self.shirt if self.pattern == "plain" else self.accent
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,15 @@ def draw_look(random: Random) -> Look:
         coat=random.random() < 0.25,
         build=random.uniform(1.1, 1.45),
     )
+
+
+def difference(first: Look, second: Look) -> float:
+    """Return how easily two people are told apart by the colours of their clothes, 0 (same shirt, trousers) to 4."""
+    if (first.shirt, first.trousers) == (second.shirt, second.trousers):
+        return 0.0
+    pairs = ((first.shirt, second.shirt), (first.pattern_colour, second.pattern_colour))
+    above = sum(math.dist(*pair) for pair in pairs) / 2
+    return (above + math.dist(first.trousers, second.trousers)) / 255 + 0.2 * (first.legs != second.legs)
 
 
 def draw_pose(random: Random) -> Pose:

@@ -1,0 +1,37 @@
+"""Small things that several command groups share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ccreid_cli.cli import output
+
+if TYPE_CHECKING:
+    from ccreid_cli.data.splits import ReidDataset
+
+
+def data_dir_or_default(given: Path | None) -> Path:
+    """Return the data directory: flag, environment, ``./data``."""
+    return given or Path(os.environ.get("CCREID_DATA_DIR") or "data")
+
+
+def logs_dir_or_default(given: Path | None) -> Path:
+    """Return the folder of the runs: flag, environment, ``./logs``."""
+    return given or Path(os.environ.get("CCREID_LOGS_DIR") or "logs")
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that the command line sets."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def show_dataset(dataset: ReidDataset) -> None:
+    """Show a dataset's statistics on stderr."""
+    from ccreid_cli.data.statistics import dataset_statistics
+
+    statistics = dataset_statistics(dataset)
+    rows = [[row.split, row.num_ids, row.num_images, row.num_cameras] for row in statistics.splits if row.num_images]
+    title = f"{statistics.name}: {statistics.root}"
+    output.print_table(title, ["split", "ids", "images", "cameras"], rows, to_stderr=True)

@@ -1,0 +1,302 @@
+"""`ccreid data`: get datasets, check them, look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import options as opt
+from ccreid_cli.cli.common import data_dir_or_default
+
+if TYPE_CHECKING:
+    from ccreid_cli.core.reporter import Reporter
+    from ccreid_cli.data.catalog import DatasetInfo
+
+data_app = typer.Typer(help="List, fetch, verify and show datasets.", no_args_is_help=True)
+
+Name = Annotated[
+    str,
+    typer.Argument(help="Dataset. Example: market1501", autocompletion=completing.dataset_names, show_default=False),
+]
+Place = Annotated[
+    str,
+    typer.Argument(help="Dataset, or a path to own images.", autocompletion=completing.datasets, show_default=False),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to `app`."""
+    app.add_typer(data_app, name="data", rich_help_panel="Data and weights")
+
+
+def _info(name: str) -> DatasetInfo:
+    from ccreid_cli.core.errors import UsageError
+    from ccreid_cli.core.suggest import did_you_mean
+    from ccreid_cli.data.catalog import CATALOG
+
+    if name not in CATALOG:
+        guess = did_you_mean(name, CATALOG) or f"known: {', '.join(CATALOG)}."
+        raise UsageError(f'there is no dataset "{name}"; {guess}', "`ccreid data list` shows them all.")
+    return CATALOG[name]
+
+
+@data_app.command("list")
+def list_datasets(data_dir: opt.DataDir = None, as_json: opt.Json = False) -> None:
+    """List datasets: what is on disk, how large they are, how to get them. Example: `ccreid data list`."""
+    from ccreid_cli.data.catalog import CATALOG
+    from ccreid_cli.data.layout import dataset_state
+
+    folder = data_dir_or_default(data_dir)
+    found = [(info, dataset_state(info, folder)) for info in CATALOG.values()]
+    if as_json:
+        output.print_json({"data_dir": str(folder), "datasets": [_as_json(info, state) for info, state in found]})
+        return
+    rows = []
+    for info, state in found:
+        images = " / ".join("?" if counts.num_images is None else f"{counts.num_images:,}" for counts in info.counts)
+        cameras = len(info.cameras) if info.cameras is not None else None
+        size = None if info.archive_size is None else f"{info.archive_size / 1e6:,.0f} MB"
+        rows.append([info.name, state.state, images, cameras, size, info.policy.value])
+    columns = ["dataset", "on disk", "train / query / gallery images", "cameras", "archive", "given out"]
+    output.print_table("", columns, rows)
+    output.say(f"data directory: {folder}. `ccreid data fetch NAME` gets one; `ccreid data info NAME` tells more.")
+
+
+def _as_json(info: DatasetInfo, state: Any) -> dict[str, Any]:
+    splits = ("train", "query", "gallery")
+    return {
+        **state.as_json(),
+        "title": info.title,
+        "published": {
+            split: {"images": counts.num_images, "ids": counts.num_ids}
+            for split, counts in zip(splits, info.counts, strict=True)
+        },
+        "cameras": len(info.cameras) if info.cameras is not None else None,
+        "archive_bytes": info.archive_size,
+        "policy": info.policy.value,
+        "terms": info.terms,
+        "homepage": info.homepage,
+        "sources": [source.url for source in info.sources],
+    }
+
+
+@data_app.command("fetch")
+def fetch(
+    name: Name,
+    data_dir: opt.DataDir = None,
+    url: Annotated[str | None, typer.Option("--url", help="Download from here instead of the known sources.")] = None,
+    archive: Annotated[
+        Path | None, typer.Option("--archive", help="Use this archive (.zip, .tar, .tar.gz, .tar.bz2); no network.")
+    ] = None,
+    keep_archive: Annotated[bool, typer.Option("--keep-archive", help="Keep what was downloaded.")] = False,
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="Accept the authors' terms without being asked.")
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace a dataset that is there, once the new one is complete and differs."),
+    ] = False,
+    as_json: opt.Json = False,
+    progress: opt.ProgressStyle = "auto",
+) -> None:
+    """Download a dataset (or `all`: the official bundle of five), check it and lay it out.
+
+    Examples: `ccreid data fetch market1501`, `ccreid data fetch veri --archive VeRi_with_plate.zip`.
+    """
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.data.install import install_bundle, install_dataset
+
+    reporter = make_reporter(progress)
+    folder = data_dir_or_default(data_dir)
+    if name == "all":
+        _fetch_all(install_bundle, folder, url, archive, keep_archive, force, accept_terms, reporter, as_json)
+        return
+    info = _info(name)
+    accepted = _accept([info], folder, accept_terms)
+    root = install_dataset(
+        info,
+        folder,
+        archive=archive,
+        url=url,
+        keep_archive=keep_archive,
+        force=force,
+        accepted=accepted,
+        reporter=reporter,
+    )
+    if as_json:
+        output.print_json({"name": name, "root": str(root)})
+        return
+    output.say(f"{name} is in {root}")
+    output.say(f"next: ccreid train -d {name}" + (f" --data-dir {folder}" if data_dir else ""))
+
+
+def _fetch_all(
+    install_bundle: Any,
+    folder: Path,
+    url: str | None,
+    archive: Path | None,
+    keep_archive: bool,
+    force: bool,
+    accept_terms: bool,
+    reporter: Reporter,
+    as_json: bool,
+) -> None:
+    from ccreid_cli.core.errors import DataError
+    from ccreid_cli.data.catalog import BUNDLE_NAMES, CATALOG
+
+    accepted = _accept([CATALOG[name] for name in BUNDLE_NAMES], folder, accept_terms)
+    report = install_bundle(
+        folder,
+        archive=archive,
+        url=url,
+        keep_archive=keep_archive,
+        force=force,
+        accepted=accepted,
+        reporter=reporter,
+    )
+    if as_json:
+        output.print_json(report.as_json())
+    else:
+        rows = [[name, str(root)] for name, root in report.roots.items()]
+        output.print_table(
+            "", ["dataset", "where, or why not"], rows + [list(item) for item in report.failures.items()]
+        )
+    if report.failures:
+        raise DataError(f"{len(report.failures)} of the datasets could not be laid out: {', '.join(report.failures)}.")
+
+
+def _accept(infos: list[DatasetInfo], folder: Path, accept_terms: bool) -> bool:
+    """Show the terms of what is not on disk yet; ask on a terminal, unless they are accepted already."""
+    from ccreid_cli.data.catalog import Policy
+    from ccreid_cli.data.install import terms_of
+    from ccreid_cli.data.layout import dataset_state
+
+    wanted = [info for info in infos if info.policy is not Policy.MADE]
+    wanted = [info for info in wanted if dataset_state(info, folder).state != "present"]
+    for info in wanted:
+        terms = terms_of(info)
+        output.say(f"{terms.title} ({terms.policy}): {terms.text}\n  {terms.homepage}")
+    if accept_terms or not wanted:
+        return True
+    return output.ask("Do you accept these terms?")
+
+
+@data_app.command("verify")
+def verify(
+    name: Place,
+    data_dir: opt.DataDir = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Also decode every image.")] = False,
+    workers: opt.Workers = None,
+    as_json: opt.Json = False,
+    progress: opt.ProgressStyle = "auto",
+) -> None:
+    """Check a dataset: published counts, disjoint identities, cameras, and that every image decodes.
+
+    Exit code 3 when a check fails. Example: `ccreid data verify market1501 --decode`.
+    """
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.core.errors import DataError
+    from ccreid_cli.data.verify import verify_dataset
+
+    report = verify_dataset(
+        name, data_dir_or_default(data_dir), decode=decode, workers=workers or 4, reporter=make_reporter(progress)
+    )
+    if as_json:
+        output.print_json(report.as_json())
+    else:
+        rows = [["ok" if check.passed else "FAILED", check.name, check.detail] for check in report.checks]
+        output.print_table(f"{report.name}: {report.root}", ["", "check", "found"], rows)
+        for image in report.broken[:20]:
+            output.warn(f"{image.path}: {image.reason}")
+        if decode:
+            rate = f"{report.seconds:.1f} s, {report.images_per_second:,.0f} images/s"
+            output.say(f"decoded {report.num_decoded:,} images in {rate}; {len(report.broken)} broken")
+    if not report.passed:
+        failed = ", ".join(check.name for check in report.checks if not check.passed)
+        raise DataError(f"{report.name} is not as published: {failed}.")
+
+
+@data_app.command("info")
+def info(
+    name: Place,
+    data_dir: opt.DataDir = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--sheet", help="Draw a contact sheet: rows are ids, columns cameras. Example: sheet.png"),
+    ] = None,
+    num_ids: Annotated[int, typer.Option("--num-ids", help="Rows of the sheet.", min=1, max=100)] = 8,
+    as_json: opt.Json = False,
+) -> None:
+    """Show a dataset's statistics. Example: `ccreid data info market1501 --sheet sheet.png`."""
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.data.contact_sheet import contact_sheet
+    from ccreid_cli.data.layout import load_dataset
+    from ccreid_cli.data.statistics import dataset_statistics
+
+    dataset = load_dataset(name, data_dir_or_default(data_dir), make_reporter())
+    statistics = dataset_statistics(dataset)
+    if sheet is not None:
+        output.say(f"contact sheet: {contact_sheet(dataset, sheet, num_ids)}")
+    if as_json:
+        output.print_json(statistics.as_json())
+        return
+    rows: list[list[object]] = [
+        [row.split, row.num_ids, row.num_images, row.num_cameras, row.min_images_per_id]
+        + [row.median_images_per_id, row.max_images_per_id, row.num_distractors]
+        for row in statistics.splits
+    ]
+    columns = ["split", "ids", "images", "cameras", "images/id min", "median", "max", "distractors"]
+    output.print_table(f"{statistics.name}: {statistics.root}", columns, rows)
+    output.say(f"queries without a match: {statistics.num_queries_without_match:,}")
+    output.say(f"fingerprint: {statistics.fingerprint}")
+
+
+@data_app.command("make")
+def make(
+    name: Annotated[str, typer.Argument(help="What to draw: toy.")] = "toy",
+    data_dir: opt.DataDir = None,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed draws other people.", min=0)] = 0,
+) -> None:
+    """Draw the toy dataset. Example: `ccreid data make toy`."""
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.core.errors import DataError, UsageError
+    from ccreid_cli.data.toy import make_toy
+
+    if name != "toy":
+        raise UsageError(f'"{name}" cannot be made; only toy is drawn here.', f"Try `ccreid data fetch {name}`.")
+    toy = _info("toy")
+    target = data_dir_or_default(data_dir) / "toy" / toy.folders[0]
+    if target.exists():
+        raise DataError(f"{target} is there already.", "Delete it first to draw it anew.")
+    make_toy(target, seed, make_reporter())
+    output.say(f"toy is in {target}")
+
+
+@data_app.command("link")
+def link(
+    name: Name,
+    place: Annotated[Path, typer.Argument(help="Where the dataset lies now.")],
+    data_dir: opt.DataDir = None,
+) -> None:
+    """Use a dataset that lies elsewhere, by a symbolic link. Example: `ccreid data link market1501 /mnt/Market`."""
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.data.upkeep import link_dataset
+
+    output.say(f"{name} is in {link_dataset(_info(name), place, data_dir_or_default(data_dir), make_reporter())}")
+
+
+@data_app.command("clean")
+def clean(data_dir: opt.DataDir = None, as_json: opt.Json = False) -> None:
+    """Remove decoded caches, partial downloads and leftovers; datasets stay. Example: `ccreid data clean`."""
+    from ccreid_cli.data.upkeep import clean as clean_folder
+
+    report = clean_folder(data_dir_or_default(data_dir))
+    if as_json:
+        output.print_json(report.as_json())
+        return
+    for path in report.in_use:
+        output.warn(f"{path} is in use and was left")
+    output.say(f"removed {len(report.removed)} item(s), freed {report.freed_bytes / 1e6:,.1f} MB")

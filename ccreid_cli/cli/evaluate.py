@@ -1,0 +1,83 @@
+"""`ccreid eval`: score a trained or untrained network on a dataset."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from ccreid_cli.cli import options as opt
+from ccreid_cli.cli import output
+from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, show_dataset
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("eval", rich_help_panel="Main")(evaluate)
+
+
+def evaluate(
+    dataset: opt.Dataset = None,
+    resume: opt.Resume = None,
+    checkpoint: opt.Checkpoint = "last",
+    arch: opt.Arch = None,
+    weights: opt.Weights = None,
+    pooling_type: opt.Pooling = None,
+    features: opt.Features = None,
+    dropout: opt.Dropout = None,
+    data_dir: opt.DataDir = None,
+    logs_dir: opt.LogsDir = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    workers: opt.Workers = None,
+    batch_size: opt.ExtractBatch = None,
+    rerank: opt.Rerank = False,
+    seed: opt.Seed = None,
+    device: opt.Device = None,
+    precision: opt.Precision = None,
+    as_json: opt.Json = False,
+    progress: opt.ProgressStyle = "auto",
+) -> None:
+    """Score a model on a dataset's query and gallery: mAP, CMC and mINP.
+
+    With --resume RUN the run's own dataset, architecture and input size are used unless flags say otherwise. Without
+    --resume the untrained network is scored: the direct-transfer baseline.
+
+    Examples: `ccreid eval --resume logs/RUN`, `ccreid eval -d veri -a resnet_ibn50a --resume model_best.pth.tar`.
+    """
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.core.errors import UsageError
+    from ccreid_cli.engine.scoring import ModelRequest, load_network, score_model
+
+    if checkpoint not in {"last", "best"}:
+        raise UsageError(f'--checkpoint "{checkpoint}" is not known.', "Use last or best.")
+    if resume is None and dataset is None:
+        raise UsageError("no dataset is named.", "Name one with -d, or a trained run with --resume.")
+    reporter = make_reporter(progress)
+    request = ModelRequest(resume, checkpoint, arch, pooling_type, features, dropout, weights, seed or 1)
+    loaded = load_network(request, logs_dir_or_default(logs_dir), device or "auto", reporter)
+    trained_on = loaded.trained_on()
+    if dataset is None and trained_on is None:
+        raise UsageError(f"{loaded.source} does not say what it was trained on.", "Name a dataset with -d.")
+    if dataset is None and trained_on is not None:
+        dataset, trained_in = trained_on
+        # A run is scored where it was trained, unless a flag or the environment names another place.
+        data_dir = data_dir or (None if os.environ.get("CCREID_DATA_DIR") else trained_in)
+    result = score_model(
+        loaded,
+        str(dataset),
+        data_dir=data_dir_or_default(data_dir),
+        height=height,
+        width=width,
+        batch_size=batch_size,
+        workers=4 if workers is None else workers,
+        precision=precision or "auto",
+        rerank=rerank,
+        reporter=reporter,
+        on_dataset=show_dataset,
+    )
+    if as_json:
+        output.print_json(result)
+        return
+    label = ("re-ranked " if rerank else "") + (checkpoint if resume else "untrained")
+    output.print_evaluations(f"{loaded.source}", {label: result})

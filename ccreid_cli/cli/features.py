@@ -1,0 +1,111 @@
+"""Commands on feature matrices: `ccreid cluster` and `ccreid score`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccreid_cli.cli import options as opt
+from ccreid_cli.cli import output
+from ccreid_cli.cli.common import given
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("cluster", rich_help_panel="Features")(cluster_features)
+    app.command("score", rich_help_panel="Features")(score_features)
+
+
+def cluster_features(
+    file: Annotated[
+        Path, typer.Argument(help="An .npz file with `features` (N x D); `ids` (N), if there, only rate the labels.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the labels go (.npz with `labels`; -1 is an outlier).")
+    ] = None,
+    cluster: opt.Cluster = None,
+    eps: opt.Eps = None,
+    k1: opt.K1 = None,
+    k2: opt.K2 = None,
+    min_samples: opt.MinSamples = None,
+    device: opt.Device = None,
+    as_json: opt.Json = False,
+    progress: opt.ProgressStyle = "auto",
+) -> None:
+    """Give pseudo-labels to any feature matrix: k-reciprocal Jaccard distance, then DBSCAN or Infomap.
+
+    Rows are L2-normalised first. Example: `ccreid cluster features.npz --eps 0.6 -o labels.npz`.
+    """
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.core.config import CLUSTER_DEFAULTS, validate
+    from ccreid_cli.data.feature_file import normalize_rows, read_features, write_labels
+    from ccreid_cli.engine.device import resolve_device
+    from ccreid_cli.pseudo_labels.clustering import label_quality
+    from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
+
+    method = cluster or "dbscan"
+    flags = given(cluster=cluster, eps=eps, k1=k1, k2=k2, min_samples=min_samples)
+    config = validate({**CLUSTER_DEFAULTS.get(method, {}), **flags}, "settings")
+    settings = ClusterSettings(method, config.eps, config.k1, config.k2, config.min_samples)
+    arrays = read_features(file, need_ids=False)
+    choice = resolve_device(device or "auto")
+    start = time.perf_counter()
+    found = pseudo_labels(
+        normalize_rows(arrays.features), settings, device=choice.device, reporter=make_reporter(progress)
+    )
+    seconds = time.perf_counter() - start
+    if out is not None:
+        write_labels(out, found.labels)
+    result = {
+        "num_samples": len(found.labels),
+        "num_clusters": found.num_clusters,
+        "num_outliers": found.num_outliers,
+        "seconds": round(seconds, 3),
+        "stages": found.seconds,
+    }
+    if arrays.ids is not None:
+        result.update(label_quality(found.labels, arrays.ids))
+    if as_json:
+        output.print_json(result)
+        return
+    rows = [[name, value] for name, value in result.items() if name != "stages"]
+    output.print_table(
+        "", ["", ""], [[name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}"] for name, value in rows]
+    )
+    if out is None:
+        output.say("labels were not written; add -o labels.npz.")
+
+
+def score_features(
+    query: Annotated[Path, typer.Option("--query", "-q", help="Query .npz: `features` (Q x D), `ids` and `cams` (Q).")],
+    gallery: Annotated[Path, typer.Option("--gallery", "-g", help="Gallery .npz, likewise.")],
+    rerank: opt.Rerank = False,
+    device: opt.Device = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Score any features: mAP, CMC and mINP.
+
+    Rows are L2-normalised first. Example: `ccreid score --query q.npz --gallery g.npz --json`.
+    """
+    from ccreid_cli.data.feature_file import read_scored_pair
+    from ccreid_cli.engine.device import resolve_device
+    from ccreid_cli.engine.evaluator import evaluate_features
+
+    queries, entries = read_scored_pair(query, gallery)
+    evaluation = evaluate_features(
+        queries.features,
+        queries.ids,
+        queries.cams,
+        entries.features,
+        entries.ids,
+        entries.cams,
+        device=resolve_device(device or "auto").device,
+        rerank=rerank,
+    )
+    if as_json:
+        output.print_json(evaluation.as_json())
+        return
+    output.print_evaluations("", {"re-ranked" if rerank else "features": evaluation.as_json()})

@@ -1,0 +1,181 @@
+"""The only place that prints. Data goes to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_WIDTH = 1000
+"""Columns of a table that goes to a file or another program: wide enough that no row is broken."""
+
+
+NAME_WIDTH = 30
+"""Most columns of a name that is never broken."""
+
+HELP_WIDTH = 100
+"""Most columns of a page of help."""
+
+
+@cache
+def talk() -> Console:
+    """Return the console of messages, warnings, errors and progress: stderr."""
+    return _console(to_stderr=True)
+
+
+@cache
+def _results() -> Console:
+    return _console(to_stderr=False)
+
+
+def _console(to_stderr: bool) -> Console:
+    from rich.console import Console  # a fifth of the start-up time, and completion prints without it
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    fits_anything = not stream.isatty() and "COLUMNS" not in os.environ
+    return Console(stderr=to_stderr, highlight=False, width=PIPE_WIDTH if fits_anything else None)
+
+
+def _say(label: str, text: str) -> None:
+    from rich.markup import escape
+
+    talk().print(label + escape(text), soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Say a line to a person."""
+    _say("", text)
+
+
+def warn(text: str) -> None:
+    """Say a line that should not be missed."""
+    _say("[yellow]warning:[/] ", text)
+
+
+def show_error(message: str, hint: str | None = None) -> None:
+    """Say what went wrong and what to do."""
+    _say("[bold red]error:[/] ", message)
+    if hint:
+        _say("[bold]hint:[/] ", hint)
+
+
+def ask(question: str) -> bool:
+    """Ask a yes-or-no question on the terminal; without one, the answer is no."""
+    if not (sys.stdin.isatty() and talk().is_terminal):
+        return False
+    return talk().input(f"{question} [y/N] ", markup=False).strip().lower() in {"y", "yes"}
+
+
+def print_text(text: str) -> None:
+    """Write plain text to stdout, unchanged."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def print_help(usage: str, paragraphs: Sequence[str], sections: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Show a page of help: how to call, what it is, and boxes of names with what they are for.
+
+    Args:
+        usage: The command line in brief.
+        paragraphs: What the command does.
+        sections: Title of a box -> its lines.
+    """
+    from rich.markup import escape
+    from rich.panel import Panel
+    from rich.table import Table
+
+    console = _results()
+    width = min(console.width, HELP_WIDTH)
+    console.print(f"[bold yellow]Usage:[/] [bold]{escape(usage)}[/]\n", width=width)
+    for paragraph in paragraphs:
+        console.print(escape(paragraph) + "\n", width=width)
+    for title, lines in sections.items():
+        table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        table.add_column(style="bold cyan", no_wrap=True, width=max(len(name) for name, _ in lines))
+        table.add_column(ratio=1)
+        for line in lines:
+            table.add_row(*(escape(cell) for cell in line))
+        panel = Panel(table, title=title, title_align="left", border_style="dim", width=width)
+        console.print(panel)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Write one JSON object to stdout; numbers that JSON has no name for become null."""
+    print_text(json.dumps(_finite(value), indent=2, default=str))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False
+) -> None:
+    """Show a table; columns after the first are right-aligned when they hold numbers.
+
+    Args:
+        title: Shown above; empty for none.
+        columns: Headings.
+        rows: Cells; None shows as a dash.
+        to_stderr: Whether this is talk rather than a result.
+    """
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    cells = [[_cell(value) for value in row] for row in rows]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_header=any(columns),
+        pad_edge=False,
+    )
+    for index, column in enumerate(columns):
+        numeric = index > 0 and all(row[index][:1] in "0123456789-–" for row in cells)
+        # The first column names things: a name is copied, so it stays whole where there is room for it.
+        is_name = index == 0 and max((len(row[0]) for row in cells), default=0) <= NAME_WIDTH
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=is_name)
+    for row in cells:
+        table.add_row(*(escape(cell) for cell in row))
+    console = talk() if to_stderr else _results()
+    if title:
+        console.print(escape(title), style="bold", soft_wrap=True)
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return str(value)
+
+
+def print_evaluations(title: str, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Show evaluations in percent, one row each.
+
+    Args:
+        title: Shown above.
+        results: Row name -> an evaluation's JSON form.
+    """
+    keys = {"mAP": "mAP %", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
+    rows = []
+    for name, result in results.items():
+        scores = [f"{100 * result[key]:.1f}" for key in keys]
+        rows.append([name, *scores, result["num_queries"], result["num_queries_skipped"]])
+    print_table(title, ["", *keys.values(), "queries", "skipped"], rows)

@@ -1,0 +1,174 @@
+"""Reporters: a live view on a terminal, plain lines in a pipe, JSON lines for programs, nothing at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ccreid_cli.cli import output
+from ccreid_cli.cli.pace import Pace
+from ccreid_cli.core.errors import UsageError
+from ccreid_cli.core.reporter import Reporter, SilentReporter, Task
+from ccreid_cli.core.suggest import did_you_mean
+
+STYLES = ("auto", "rich", "plain", "json", "none")
+
+
+def make_reporter(style: str = "auto") -> Reporter:
+    """Return the reporter for a style: ``auto`` is rich on a terminal, plain elsewhere; only the first process speaks.
+
+    Raises:
+        UsageError: The style is not known.
+    """
+    if style not in STYLES:
+        guess = did_you_mean(style, STYLES) or f"Use one of: {', '.join(STYLES)}."
+        raise UsageError(f'--progress "{style}" is not known.', guess)
+    if style == "none" or os.environ.get("RANK", "0") != "0":
+        return SilentReporter()
+    if style == "auto":
+        style = "rich" if _moves_its_cursor() else "plain"
+    if style == "rich":
+        from ccreid_cli.cli.live_view import LiveReporter
+
+        return LiveReporter()
+    return JsonReporter() if style == "json" else PlainReporter()
+
+
+def _moves_its_cursor() -> bool:
+    """Whether stderr is a terminal that bars can be redrawn on; a notebook's cell that runs a command is none."""
+    return sys.stderr.isatty() and not output.talk().is_dumb_terminal and "JPY_PARENT_PID" not in os.environ
+
+
+class PlainReporter:
+    """Plain lines by tqdm, a few per bar, for pipes and log files; live bars in a notebook."""
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def message(self, text: str) -> None:
+        """Say one line."""
+        output.say(text)
+
+    def warning(self, text: str) -> None:
+        """Say one line that should not be missed."""
+        output.warn(text)
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str = "it") -> Iterator[Task]:
+        """Show a line every ten seconds while the block runs; short blocks show nothing."""
+        from tqdm.auto import tqdm
+
+        style = {} if _in_notebook() else self._as_lines()
+        bar = tqdm(
+            total=total or None, desc=description, unit=unit, unit_scale=unit == "B", leave=False, miniters=1, **style
+        )
+        try:
+            yield _TqdmTask(bar, total)
+        finally:
+            bar.close()
+
+    def _as_lines(self) -> dict[str, Any]:
+        return {
+            "mininterval": self.SECONDS_BETWEEN_LINES,
+            "maxinterval": self.SECONDS_BETWEEN_LINES,
+            "delay": self.SECONDS_BETWEEN_LINES,
+            "position": 0,  # nested bars would otherwise move the cursor
+            "ascii": True,
+            "file": _LineStream(),
+            "bar_format": "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%) {rate_fmt}, {remaining} left{postfix}",
+        }
+
+
+def _in_notebook() -> bool:
+    """Whether this very process is a notebook's kernel."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
+
+
+class _LineStream:
+    """Turns tqdm's rewritten line into lines of their own."""
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class _TqdmTask:
+    def __init__(self, bar: Any, total: int) -> None:
+        self._bar = bar
+        self._pace = Pace(total)
+        self._notes: dict[str, object] = {}
+
+    def advance(self, amount: int = 1) -> None:
+        if self._pace.advance(amount):
+            self._bar.initial += amount
+            self._bar.n += amount
+        else:
+            self._bar.update(amount)
+
+    def note(self, **fields: object) -> None:
+        self._notes.update(fields)
+        self._bar.set_postfix(self._notes, refresh=False)
+
+
+class JsonReporter:
+    """One JSON object per line on stderr, for programs that watch a run."""
+
+    def message(self, text: str) -> None:
+        """Write an object with event "message"."""
+        self.write(event="message", text=text)
+
+    def warning(self, text: str) -> None:
+        """Write an object with event "warning"."""
+        self.write(event="warning", text=text)
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str = "it") -> Iterator[Task]:
+        """Write objects with event "begin", "progress" (at most one a second) and "end"."""
+        self.write(event="begin", task=description, total=total, unit=unit)
+        task = _JsonTask(self, description, total)
+        try:
+            yield task
+        finally:
+            self.write(event="end", **task.state())
+
+    def write(self, **fields: object) -> None:
+        """Write one object, with the time in seconds since 1970."""
+        sys.stderr.write(json.dumps({"time": round(time.time(), 3), **fields}, default=str) + "\n")
+        sys.stderr.flush()
+
+
+class _JsonTask:
+    def __init__(self, reporter: JsonReporter, description: str, total: int) -> None:
+        self._reporter, self._description = reporter, description
+        self._pace = Pace(total)
+        self._notes: dict[str, object] = {}
+        self._last = 0.0
+
+    def state(self) -> dict[str, object]:
+        left = self._pace.seconds_left()
+        return {
+            "task": self._description,
+            "done": self._pace.done,
+            "total": self._pace.total,
+            "seconds_left": None if left is None else round(left, 1),
+            "notes": self._notes,
+        }
+
+    def advance(self, amount: int = 1) -> None:
+        self._pace.advance(amount)
+        now = time.monotonic()
+        if now - self._last >= 1:
+            self._last = now
+            self._reporter.write(event="progress", **self.state())
+
+    def note(self, **fields: object) -> None:
+        self._notes.update(fields)

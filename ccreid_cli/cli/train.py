@@ -1,0 +1,307 @@
+"""`ccreid train` and `ccreid resume`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ccreid_cli.cli import options as opt
+from ccreid_cli.cli import output
+from ccreid_cli.cli.common import given, logs_dir_or_default, show_dataset
+
+if TYPE_CHECKING:
+    from ccreid_cli.core.config import ResolvedConfig
+    from ccreid_cli.core.reporter import Reporter
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("train", rich_help_panel="Main")(train)
+    app.command("resume", rich_help_panel="Main")(resume)
+    app.command("recipes", rich_help_panel="Main")(recipes)
+
+
+def train(
+    dataset: opt.Dataset = None,
+    recipe: opt.RecipeName = None,
+    data_dir: opt.DataDir = None,
+    height: opt.Height = None,
+    width: opt.Width = None,
+    workers: opt.Workers = None,
+    arch: opt.Arch = None,
+    weights: opt.Weights = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            "--init-from",
+            help="Start from the weights of a run or checkpoint, as a new run. Example: --init-from logs/RUN",
+            rich_help_panel=opt.MODEL,
+            autocompletion=opt.completing.runs,
+        ),
+    ] = None,
+    pooling_type: opt.Pooling = None,
+    features: opt.Features = None,
+    dropout: opt.Dropout = None,
+    samples_per_bn: opt.SamplesPerBn = None,
+    batch_size: opt.BatchSize = None,
+    num_instances: opt.NumInstances = None,
+    no_cam: opt.NoCam = None,
+    cluster: opt.Cluster = None,
+    eps: opt.Eps = None,
+    k1: opt.K1 = None,
+    k2: opt.K2 = None,
+    min_samples: opt.MinSamples = None,
+    momentum: opt.Momentum = None,
+    temp: opt.Temp = None,
+    use_hard: opt.UseHard = None,
+    lr: opt.LearningRate = None,
+    weight_decay: opt.WeightDecay = None,
+    epochs: opt.Epochs = None,
+    iters: opt.Iters = None,
+    step_size: opt.StepSize = None,
+    name: opt.RunName = None,
+    logs_dir: opt.LogsDir = None,
+    seed: opt.Seed = None,
+    eval_step: opt.EvalStep = None,
+    print_freq: opt.PrintFreq = None,
+    save_every: opt.SaveEvery = None,
+    keep: opt.Keep = None,
+    device: opt.Device = None,
+    gpus: opt.Gpus = None,
+    timeout: opt.Timeout = 600.0,
+    precision: opt.Precision = None,
+    deterministic: opt.Deterministic = None,
+    resume_run: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            help="Go on with this run instead; as `ccreid resume`.",
+            rich_help_panel=opt.RUN,
+            autocompletion=opt.completing.runs,
+        ),
+    ] = None,
+    tensorboard: opt.Tensorboard = None,
+    wandb: opt.Wandb = None,
+    report: opt.Report = True,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show every setting and where it comes from; train nothing.", rich_help_panel=opt.OUTPUT
+        ),
+    ] = False,
+    as_json: opt.Json = False,
+    progress: opt.ProgressStyle = "auto",
+) -> None:
+    """Train a re-identification model without labels.
+
+    The dataset's published recipe gives every value that no flag sets.
+
+    Examples: `ccreid train -d toy`, `ccreid train -d market1501 -a resnet_ibn50a --iters 400 --use-hard`.
+    """
+    flags = given(
+        dataset=dataset,
+        data_dir=data_dir,
+        height=height,
+        width=width,
+        workers=workers,
+        arch=arch,
+        weights=weights,
+        pooling_type=pooling_type,
+        features=features,
+        dropout=dropout,
+        samples_per_bn=samples_per_bn,
+        batch_size=batch_size,
+        num_instances=num_instances,
+        use_cameras=None if no_cam is None else not no_cam,
+        cluster=cluster,
+        eps=eps,
+        k1=k1,
+        k2=k2,
+        min_samples=min_samples,
+        momentum=momentum,
+        temp=temp,
+        use_hard=use_hard,
+        lr=lr,
+        weight_decay=weight_decay,
+        epochs=epochs,
+        iters=iters,
+        step_size=step_size,
+        name=name,
+        logs_dir=logs_dir,
+        seed=seed,
+        eval_step=eval_step,
+        print_freq=print_freq,
+        save_every=save_every,
+        keep=keep,
+        device=device,
+        precision=precision,
+        deterministic=deterministic,
+        tensorboard=tensorboard,
+        wandb=wandb,
+    )
+    if resume_run is not None:
+        _resume(resume_run, flags, gpus, timeout, report, as_json, progress)
+        return
+    from ccreid_cli.core.config import resolve_config
+
+    if init_from is not None:
+        flags["weights"] = _weights_of(init_from, logs_dir)
+    resolved = resolve_config(flags, os.environ, recipe)
+    if dry_run:
+        _show_settings(resolved, as_json)
+        return
+    if _launched(gpus, resolved.config.device, resolved.config.batch_size, resolved.config.samples_per_bn):
+        return
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.engine.training import train as run_training
+
+    reporter = make_reporter(progress)
+    result = run_training(resolved, reporter=reporter, on_dataset=show_dataset, timeout=timeout)
+    _finish(result, report, reporter, as_json)
+
+
+def resume(
+    run: Annotated[
+        str, typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=opt.completing.runs)
+    ],
+    epochs: opt.Epochs = None,
+    data_dir: opt.DataDir = None,
+    logs_dir: opt.LogsDir = None,
+    workers: opt.Workers = None,
+    eval_step: opt.EvalStep = None,
+    print_freq: opt.PrintFreq = None,
+    save_every: opt.SaveEvery = None,
+    keep: opt.Keep = None,
+    device: opt.Device = None,
+    gpus: opt.Gpus = None,
+    timeout: opt.Timeout = 600.0,
+    tensorboard: opt.Tensorboard = None,
+    wandb: opt.Wandb = None,
+    report: opt.Report = True,
+    as_json: opt.Json = False,
+    progress: opt.ProgressStyle = "auto",
+) -> None:
+    """Go on with a run from its last save, as if it had never stopped.
+
+    What no option sets stays as the run has it.
+
+    Example: `ccreid resume market1501-resnet50-20260101-120000 --epochs 60`.
+    """
+    flags = given(
+        epochs=epochs,
+        data_dir=data_dir,
+        logs_dir=logs_dir,
+        workers=workers,
+        eval_step=eval_step,
+        print_freq=print_freq,
+        save_every=save_every,
+        keep=keep,
+        device=device,
+        tensorboard=tensorboard,
+        wandb=wandb,
+    )
+    _resume(run, flags, gpus, timeout, report, as_json, progress)
+
+
+def recipes(as_json: opt.Json = False) -> None:
+    """List the shipped recipes, with the published mAP and rank-1 of each. Example: `ccreid recipes`."""
+    from ccreid_cli.core.config import load_recipe, recipe_names
+
+    loaded = [load_recipe(name) for name in recipe_names()]
+    if as_json:
+        output.print_json({recipe.name: {**recipe.about.model_dump(), "train": recipe.values} for recipe in loaded})
+        return
+    rows = []
+    for recipe in loaded:
+        published = ", ".join(f"{arch} {scores[0]} / {scores[1]}" for arch, scores in recipe.about.published.items())
+        rows.append([recipe.name, recipe.about.title, published or "–"])
+    output.print_table("", ["recipe", "what", "published mAP / rank-1, %"], rows)
+
+
+def _resume(
+    run: str,
+    flags: dict[str, Any],
+    gpus: int | None,
+    timeout: float,
+    report: bool,
+    as_json: bool,
+    progress: str,
+) -> None:
+    from ccreid_cli.engine.device import device_for_resume
+    from ccreid_cli.engine.run_folder import find_run
+
+    folder = find_run(run, logs_dir_or_default(flags.pop("logs_dir", None)))
+    config = folder.read_config()
+    device = str(flags.get("device") or device_for_resume(config.device))
+    if _launched(gpus, device, config.batch_size, config.samples_per_bn):
+        return
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.engine.training import resume as run_resume
+
+    reporter = make_reporter(progress)
+    result = run_resume(folder, flags, reporter=reporter, on_dataset=show_dataset, timeout=timeout)
+    _finish(result, report, reporter, as_json)
+
+
+def _weights_of(init_from: str, logs_dir: Path | None) -> str:
+    from ccreid_cli.engine.scoring import checkpoint_file
+
+    return str(checkpoint_file(init_from, "last", logs_dir_or_default(logs_dir)))
+
+
+def _launched(gpus: int | None, device: str, batch_size: int, samples_per_bn: int) -> bool:
+    """Start one process per GPU when there are several to use; tell whether that was done."""
+    from ccreid_cli.engine.launch import launch, num_processes
+
+    count = num_processes(gpus, device, batch_size, samples_per_bn, output.say)
+    if count == 1:
+        return False
+    launch(count)
+    return True
+
+
+def _show_settings(resolved: ResolvedConfig, as_json: bool) -> None:
+    values = resolved.config.model_dump(mode="json")
+    if as_json:
+        output.print_json({name: {"value": value, "source": resolved.sources[name]} for name, value in values.items()})
+        return
+    rows = [[name, "auto" if value is None else str(value), resolved.sources[name]] for name, value in values.items()]
+    output.print_table("", ["setting", "value", "from"], rows)
+
+
+def _finish(result: dict[str, Any], report: bool, reporter: Reporter, as_json: bool) -> None:
+    """Write the report and show the result, in the first of several processes."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if report:
+        _write_report(result, reporter)
+    _show_result(result, as_json)
+
+
+def _write_report(result: dict[str, Any], reporter: Reporter) -> None:
+    """Write RUN/report.html; a run is not lost because its report could not be written."""
+    from ccreid_cli.core.errors import CcreidError
+    from ccreid_cli.engine.reporting import write_report
+    from ccreid_cli.engine.run_folder import RunFolder
+
+    try:
+        result["report"] = str(write_report(RunFolder(Path(result["run"])), reporter=reporter))
+    except CcreidError as error:
+        reporter.warning(f"the report was not written: {error.message}")
+
+
+def _show_result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.print_json(result)
+        return
+    if "last" in result:
+        last, best = result["last"], result["best"]
+        named = {f"last (epoch {last['epoch'] + 1})": last, f"best (epoch {best['epoch'] + 1})": best}
+        output.print_evaluations("final evaluation", named)
+        output.say("last is the honest score: best was chosen by looking at the test set.")
+    output.say(f"run: {result['run']}")
+    if "report" in result:
+        output.say(f"report: {result['report']}")

@@ -1,0 +1,123 @@
+"""`ccreid weights`: the starting weights, and checkpoints in other programs' forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import options as opt
+from ccreid_cli.cli.common import logs_dir_or_default
+
+weights_app = typer.Typer(help="Fetch starting weights, convert checkpoints.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to `app`."""
+    app.add_typer(weights_app, name="weights", rich_help_panel="Data and weights")
+
+
+@weights_app.command("list")
+def list_weights(as_json: opt.Json = False) -> None:
+    """List the released ImageNet weights and which are here. Example: `ccreid weights list`."""
+    from ccreid_cli.models.weights import WEIGHTS
+
+    sources = list(WEIGHTS.values())
+    if as_json:
+        found = {
+            source.arch: {
+                "url": source.url,
+                "path": str(source.path),
+                "present": source.path.is_file(),
+                "bytes": source.num_bytes,
+                "licence": source.licence,
+            }
+            for source in sources
+        }
+        output.print_json(found)
+        return
+    rows = [
+        [source.arch, source.path.is_file(), f"{source.num_bytes / 1e6:.0f} MB", source.licence] for source in sources
+    ]
+    output.print_table("", ["arch", "here", "size", "made by, terms"], rows)
+
+
+@weights_app.command("fetch")
+def fetch(
+    archs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Architectures, or all. Example: resnet50 resnet_ibn50a",
+            autocompletion=completing.architectures_or_all,
+        ),
+    ],
+    as_json: opt.Json = False,
+    progress: opt.ProgressStyle = "auto",
+) -> None:
+    """Download released ImageNet weights into torch.hub's folder, checked by hash.
+
+    Example: `ccreid weights fetch all`.
+    """
+    from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.models.weights import WEIGHTS, ensure_weights, find_weights
+
+    names = list(WEIGHTS) if archs == ["all"] else archs
+    for name in names:
+        find_weights(name)  # a wrong name is refused before anything is downloaded
+    reporter = make_reporter(progress)
+    paths = {name: str(ensure_weights(name, reporter)) for name in names}
+    if as_json:
+        output.print_json(paths)
+        return
+    for name, path in paths.items():
+        output.say(f"{name}: {path}")
+
+
+@weights_app.command("where")
+def where() -> None:
+    """Print the folder where weights are kept: torch.hub's own. Example: `ccreid weights where`."""
+    from ccreid_cli.core.paths import torch_hub_checkpoints
+
+    output.print_text(str(torch_hub_checkpoints()))
+
+
+@weights_app.command("convert")
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="A run (name or folder) or a checkpoint file.", autocompletion=completing.runs)
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="The form: official, safetensors or torchvision (backbone only).",
+            autocompletion=completing.weight_forms,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file. Default: beside the checkpoint.")
+    ] = None,
+    checkpoint: opt.Checkpoint = "last",
+    logs_dir: opt.LogsDir = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a checkpoint in another program's form. Example: `ccreid weights convert RUN --to official`."""
+    from ccreid_cli.core.errors import UsageError
+    from ccreid_cli.engine.scoring import checkpoint_file
+    from ccreid_cli.models.export import EXPORT_SUFFIXES, export_weights
+    from ccreid_cli.models.formats import read_weights
+
+    if to not in EXPORT_SUFFIXES:
+        raise UsageError(f'there is no form "{to}".', f"Use one of: {', '.join(EXPORT_SUFFIXES)}.")
+    path = checkpoint_file(source, checkpoint, logs_dir_or_default(logs_dir))
+    file = read_weights(path)
+    if not file.is_reid:
+        raise UsageError(f"{path} holds backbone weights only.", "Give a run or a re-identification checkpoint.")
+    target = out or path.with_name(f"{path.name.split('.')[0]}-{to}{EXPORT_SUFFIXES[to]}")
+    if target.exists() and not force:
+        raise UsageError(f"{target} is there already.", "Choose another -o, or add --force.")
+    epoch = file.meta.get("epoch", 0)
+    export_weights(file.state_dict, file.spec, target, to, epoch if isinstance(epoch, int) else 0)
+    output.print_text(str(target))

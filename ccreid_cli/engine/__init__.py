@@ -1,0 +1,1 @@
+"""What commands run: extraction, training, evaluation, checkpoints."""

@@ -1,0 +1,157 @@
+"""What training and evaluation share: the decoded images, the network on its device, and scoring it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.data.image_store import ImageStore, open_store
+from ccreid_cli.data.splits import ReidDataset, Split
+from ccreid_cli.data.upkeep import CACHE_FOLDER
+from ccreid_cli.engine.device import resolve_precision, step_seconds
+from ccreid_cli.engine.distributed import Group, is_first_of_machine
+from ccreid_cli.engine.evaluator import Evaluation
+from ccreid_cli.engine.extraction import extract_features
+from ccreid_cli.engine.shared_evaluation import evaluate_together
+from ccreid_cli.models.reid_net import ReidNet
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How images are read.
+
+    Attributes:
+        height: Rows of a decoded image.
+        width: Columns of a decoded image.
+        workers: Processes that decode.
+        cache_folder: Where decoded images are kept between runs; None keeps them in memory only.
+    """
+
+    height: int
+    width: int
+    workers: int
+    cache_folder: Path | None
+
+
+def image_settings(height: int, width: int, workers: int, data_dir: Path) -> ImageSettings:
+    """Return the settings with the cache in the data directory and no more workers than processors."""
+    return ImageSettings(height, width, min(workers, os.cpu_count() or 1), data_dir / CACHE_FOLDER)
+
+
+def open_split(split: Split, settings: ImageSettings, group: Group, reporter: Reporter) -> ImageStore:
+    """Decode a split once, or open what an earlier run decoded. Rank 0 decodes, the others then read its cache."""
+    return open_paths(split.paths, settings, group, reporter)
+
+
+def open_paths(paths: list[Path], settings: ImageSettings, group: Group, reporter: Reporter) -> ImageStore:
+    """As `open_split`, for a list of images.
+
+    Raises:
+        DataError: There are no images, or some are broken.
+    """
+    if not paths:
+        raise DataError("there are no images to read.", "`ccreid data verify` shows what a dataset holds.")
+
+    def read() -> ImageStore:
+        return open_store(
+            paths,
+            settings.height,
+            settings.width,
+            cache_folder=settings.cache_folder,
+            workers=settings.workers,
+            reporter=reporter,
+        )
+
+    if group.world == 1:
+        return read()
+    # First the main process, then one on each machine that does not share its disk, then all from the cache.
+    group.on_main(lambda: len(read()))
+    store = read() if is_first_of_machine() else None
+    group.barrier()
+    return store or read()
+
+
+def keep_on_device(store: ImageStore, device: torch.device, share: float = 0.3) -> bool:
+    """Keep decoded images on a CUDA device when they take at most `share` of its free memory; tell whether they do."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return store.to_device(device, int(share * free))
+
+
+def probe_precision(request: str, model: ReidNet, device: torch.device, height: int, width: int) -> str:
+    """Return ``fp32`` or ``bf16``: as asked, or what `resolve_precision` finds fastest for this network."""
+    images = torch.randn(16, 3, height, width, device=device).to(memory_format=torch.channels_last)
+    return resolve_precision(request, device, lambda precision: step_seconds(model, images, precision))
+
+
+def place(model: ReidNet, device: torch.device) -> ReidNet:
+    """Move a network to its device, in the channels-last layout that convolutions are fastest in."""
+    return model.to(device).to(memory_format=torch.channels_last)
+
+
+@dataclass
+class TestSet:
+    """Query and gallery of a dataset, decoded on first use."""
+
+    dataset: ReidDataset
+    images: ImageSettings
+    group: Group
+    reporter: Reporter
+    _store: ImageStore | None = None
+
+    def open(self) -> None:
+        """Decode the images now, so that a broken one is found before hours of training."""
+        _ = self.store
+
+    @property
+    def store(self) -> ImageStore:
+        """The query images, then the gallery images."""
+        if self._store is None:
+            paths = [*self.dataset.query.paths, *self.dataset.gallery.paths]
+            self._store = open_paths(paths, self.images, self.group, self.reporter)
+        return self._store
+
+    def features(
+        self,
+        model: ReidNet,
+        device: torch.device,
+        precision: str,
+        *,
+        batch_size: int | None = None,
+        check_stop: Callable[[], None] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the unit features (Q, D) of the query and (G, D) of the gallery."""
+        rows = extract_features(
+            model,
+            self.store,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            group=self.group,
+            description="extract test set",
+            reporter=self.reporter,
+            check_stop=check_stop,
+        )
+        num_query = len(self.dataset.query)
+        return rows[:num_query], rows[num_query:]
+
+    def score(
+        self,
+        model: ReidNet,
+        device: torch.device,
+        precision: str,
+        *,
+        rerank: bool = False,
+        batch_size: int | None = None,
+        check_stop: Callable[[], None] | None = None,
+    ) -> Evaluation:
+        """Extract the test set's features and compute mAP, CMC and mINP, the same in every process."""
+        query, gallery = self.features(model, device, precision, batch_size=batch_size, check_stop=check_stop)
+        return evaluate_together(query, gallery, self.dataset, self.group, device=device, rerank=rerank)

@@ -1,0 +1,57 @@
+"""What decides the future of a run, beside model and optimiser, as plain values that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass
+class TrainState:
+    """Where a run is.
+
+    Everything random is a pure function of (seed, epoch, step), so no generator is among it.
+
+    Attributes:
+        epoch: Epochs done.
+        step: Steps done within the epoch under way; 0 between epochs.
+        labels: (N,) pseudo-labels of the epoch under way; None between epochs.
+        centroids: (C, D) the memory of the epoch under way; None between epochs.
+        losses: (iters,) float32 losses of the steps done in the epoch under way; None between epochs.
+        line: The metrics line of the epoch under way.
+        best: The best evaluation so far, with its epoch; empty before the first.
+        last: The newest evaluation.
+        metrics: The metrics lines of the epochs done.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    labels: torch.Tensor | None = None
+    centroids: torch.Tensor | None = None
+    losses: torch.Tensor | None = None
+    line: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    def pack(self) -> dict[str, Any]:
+        """Return the state as plain values and tensors."""
+        texts = {name: json.dumps(getattr(self, name)) for name in ("line", "best", "last", "metrics")}
+        tensors = {"labels": self.labels, "centroids": self.centroids, "losses": self.losses}
+        return {"epoch": self.epoch, "step": self.step, **texts, **tensors}
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> TrainState:
+        """Return what `pack` was given."""
+        texts = {name: json.loads(packed[name]) for name in ("line", "best", "last", "metrics")}
+        rest = {name: packed[name] for name in ("epoch", "step", "labels", "centroids", "losses")}
+        return cls(**rest, **texts)
+
+    def end_epoch(self) -> None:
+        """Count the epoch under way as done."""
+        self.metrics.append(self.line)
+        self.epoch, self.step, self.line = self.epoch + 1, 0, {}
+        self.labels = self.centroids = self.losses = None

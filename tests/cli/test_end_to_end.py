@@ -1,0 +1,102 @@
+"""The main job through the command line: train, evaluate, cluster and score on real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ccreid_cli.cli import app
+
+EVALUATION_KEYS = {"mAP", "mINP", "rank1", "rank5", "rank10", "num_queries", "num_queries_skipped"}
+
+
+def ccreid(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> dict[str, Any]:
+    """Run a command with --json in this process and return what it printed on stdout."""
+    monkeypatch.setattr("sys.argv", ["ccreid", *map(str, arguments), "--json"])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as left:
+        app.main()
+    out, err = capfd.readouterr()
+    assert left.value.code in (0, None), err
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_toy_recipe_learns(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untrained = ccreid(capfd, monkeypatch, "eval", "-d", "toy", "-a", "resnet18", "--weights", "none", "--height", 64)
+    assert untrained["mAP"] < 0.55
+    result = ccreid(capfd, monkeypatch, "train", "-d", "toy", "--name", "toy")
+    assert result["last"]["mAP"] > 0.85
+    assert result["last"].keys() >= EVALUATION_KEYS and result["best"].keys() >= EVALUATION_KEYS
+    assert result["best"]["mAP"] >= result["last"]["mAP"]
+    run = Path(result["run"])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(10))
+    assert all({"loss", "num_clusters", "num_outliers", "seconds"} <= line.keys() for line in lines)
+    assert lines[-1].keys() >= EVALUATION_KEYS
+    again = ccreid(capfd, monkeypatch, "eval", "--resume", "logs/toy")
+    assert again["mAP"] == pytest.approx(result["last"]["mAP"], abs=1e-6)
+    best = ccreid(capfd, monkeypatch, "eval", "--resume", "logs/toy", "--checkpoint", "best")
+    assert best["mAP"] == pytest.approx(result["best"]["mAP"], abs=1e-6)
+    environment = json.loads((run / "environment.json").read_text())
+    assert {"packages", "device", "git_commit", "dataset"} <= environment.keys()
+
+
+def test_cluster_and_score_of_any_features(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    ids = np.repeat(np.arange(20), 8)
+    cams = np.tile(np.arange(4), 40)
+    features = rng.normal(size=(20, 32))[ids] * 3 + rng.normal(size=(160, 32)) * 0.3
+    np.savez("all.npz", features=features * rng.uniform(0.1, 9, size=(160, 1)), ids=ids, cams=cams)
+    options = ["--k1", 10, "--k2", 3, "--eps", 0.6, "-o", "out/labels.npz"]
+    result = ccreid(capfd, monkeypatch, "cluster", "all.npz", *options)
+    assert (result["num_samples"], result["num_clusters"], result["num_outliers"]) == (160, 20, 0)
+    assert result["seconds"] > 0
+    labels = np.load("out/labels.npz")["labels"]
+    assert len(set(zip(ids, labels, strict=True))) == 20
+    np.savez("q.npz", features=features[::8], ids=ids[::8], cams=cams[::8])
+    scores = ccreid(capfd, monkeypatch, "score", "--query", "q.npz", "--gallery", "all.npz")
+    assert scores["mAP"] == pytest.approx(1.0) and scores["num_queries"] == 20
+    reranked = ccreid(capfd, monkeypatch, "score", "--query", "q.npz", "--gallery", "all.npz", "--rerank")
+    assert reranked["rank1"] == pytest.approx(1.0)
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_market_mini_learns_from_real_images(
+    shared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(shared / "data" / "market-mini.zip") as archive:
+        archive.extractall(tmp_path / "data" / "market1501")
+    weights = shared / "weights" / "mobilenet_v2_imagenet.pth"
+    size = ["--height", 128, "--width", 64]
+    network = ["-a", "mobilenet_v2", "--weights", weights]
+    untrained = ccreid(capfd, monkeypatch, "eval", "-d", "market1501", *size, *network)
+    assert untrained["mAP"] == pytest.approx(0.096, abs=0.005)  # the reference's own figure
+    batches = ["-b", 64, "--num-instances", 8, "--iters", 30, "--epochs", 2, "--eps", 0.5]
+    result = ccreid(capfd, monkeypatch, "train", "-d", "market1501", *size, *network, *batches, "--name", "mini")
+    assert result["last"]["mAP"] > untrained["mAP"] + 0.02
+
+
+@pytest.mark.skipif(os.environ.get("CCREID_TEST_GPU") != "1", reason="set CCREID_TEST_GPU=1 on a machine with a GPU")
+@pytest.mark.gpu
+def test_the_toy_recipe_learns_on_a_gpu(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    result = ccreid(capfd, monkeypatch, "train", "-d", "toy", "--device", "cuda", "--name", "gpu")
+    assert result["last"]["mAP"] > 0.85

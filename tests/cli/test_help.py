@@ -1,0 +1,151 @@
+"""Every command and option explains itself, and the official options keep their names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from ccreid_cli.cli.app import app
+from ccreid_cli.cli.pages import PANELS, first_sentence
+from ccreid_cli.cli.reference import commands
+from ccreid_cli.core.config import CLUSTER_DEFAULTS, TrainConfig
+
+from .conftest import Cli
+
+ROOT = get_command(app)
+COMMANDS = dict(commands(ROOT))
+OPTIONS = [
+    pytest.param(path, parameter, id=f"{path} {parameter.opts[0]}")
+    for path, command in COMMANDS.items()
+    for parameter in command.params
+    if parameter.name != "help"
+]
+
+
+@pytest.mark.parametrize(("path", "parameter"), OPTIONS)
+def test_every_option_has_help(path: str, parameter: Any) -> None:
+    assert parameter.help, f"{path} {parameter.opts}"
+    assert parameter.help[0].isupper() or parameter.help.split()[0].strip(".,:") in {
+        *("auto", "fp32", "bash", "labels", "train", "onnx", "official"),
+    }, parameter.help
+    assert parameter.help.rstrip("`'\"")[-1] in "." or "Example: " in parameter.help, parameter.help
+
+
+@pytest.mark.parametrize(("path", "parameter"), OPTIONS)
+def test_every_option_that_takes_a_value_names_its_default(path: str, parameter: Any) -> None:
+    if parameter.param_type_name != "option" or parameter.required or parameter.is_flag:
+        return
+    shown = parameter.default is not None and parameter.show_default is not False
+    optional = {"--dataset", "--resume", "--init-from", "--url", "--archive", "--sheet", "--features"}
+    if optional & set(parameter.opts) and parameter.default is None and parameter.opts[0] != "--features":
+        return
+    assert shown or "Default" in parameter.help or parameter.default is None and "Where" in parameter.help, (
+        path,
+        parameter.opts,
+        parameter.help,
+    )
+
+
+@pytest.mark.parametrize("path", sorted(COMMANDS))
+def test_every_command_has_help_and_an_example(path: str) -> None:
+    text = COMMANDS[path].help or ""
+    assert first_sentence(text)
+    assert f"`{path}" in text, f"{path}: no example in its help"
+
+
+def _examples() -> list[str]:
+    texts = [command.help or "" for command in COMMANDS.values()]
+    return re.findall(r"`(ccreid [^`]+)`", " ".join(" ".join(texts).split()))
+
+
+@pytest.mark.parametrize("line", sorted(set(_examples())))
+def test_examples_name_real_commands_and_options(line: str) -> None:
+    words = line.split(" > ")[0].replace(" >> ~/.bashrc", "").split()
+    path = max((path for path in COMMANDS if " ".join(words).startswith(path)), key=len, default=None)
+    if path is None:
+        assert words[1] in {"--help", "--install-completion"} or words[1] in ROOT.commands, line
+        return
+    known = {name for parameter in COMMANDS[path].params for name in parameter.opts}
+    assert {word for word in words if re.match(r"--?[a-z]", word)} <= known, line
+
+
+DEFAULTS = [
+    pytest.param(parameter, id=parameter.opts[0])
+    for parameter in COMMANDS["ccreid train"].params
+    if parameter.name in TrainConfig.model_fields and parameter.name not in {"dataset", "data_dir", "logs_dir", "name"}
+]
+
+
+@pytest.mark.parametrize("parameter", DEFAULTS)
+def test_named_defaults_are_those_of_the_settings(parameter: Any) -> None:
+    default = TrainConfig.model_fields[parameter.name].default
+    named = re.search(r"Default: ([^;:\s]*[^;:\s.])", parameter.help)
+    assert named, parameter.help
+    if isinstance(default, bool):
+        assert named.group(1) == "off" and default is False
+    elif isinstance(default, str):
+        assert named.group(1) == default
+    else:
+        assert float(named.group(1)) == default
+
+
+@pytest.mark.parametrize("name", ["eps", "k1", "k2"])
+def test_named_defaults_of_infomap(name: str) -> None:
+    parameter = next(item for item in COMMANDS["ccreid train"].params if item.name == name)
+    assert float(re.findall(r"infomap ([\d.]*\d)", parameter.help)[-1]) == CLUSTER_DEFAULTS["infomap"][name]
+
+
+TRAIN = (
+    "-d/--dataset -b/--batch-size -j/--workers --height --width --num-instances --eps --k1 --k2 -a/--arch --features "
+    "--dropout --momentum --lr --weight-decay --epochs --iters --step-size --seed --print-freq --eval-step --temp "
+    "--data-dir --logs-dir --pooling-type --use-hard --no-cam"
+)
+EVAL = (
+    "-d/--dataset -b/--batch-size -j/--workers --height --width -a/--arch --features --dropout --resume --rerank "
+    "--seed --data-dir --pooling-type"
+)
+
+
+@pytest.mark.parametrize(("path", "names"), [("ccreid train", TRAIN), ("ccreid eval", EVAL)])
+def test_official_options_keep_their_names(path: str, names: str) -> None:
+    known = [set(parameter.opts) for parameter in COMMANDS[path].params]
+    for option in names.split():
+        assert any(set(option.split("/")) <= opts for opts in known), option
+
+
+def test_no_option_has_two_meanings() -> None:
+    for path, command in COMMANDS.items():
+        names = [name for parameter in command.params for name in parameter.opts]
+        assert len(names) == len(set(names)), path
+
+
+def test_root_page(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    page = cli("--help").out
+    for name, command in ROOT.commands.items():
+        assert re.search(rf"│ {name} ", page), name
+        assert command.rich_help_panel in PANELS, f"{name}: name its panel in pages.PANELS"
+    assert "--version, -V" in page
+    assert max(map(len, page.splitlines())) <= 60
+    assert "…" not in page
+
+
+@pytest.mark.parametrize("path", sorted(COMMANDS))
+def test_pages_are_readable_in_60_columns(cli: Cli, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    page = cli(*path.split()[1:], "--help").out
+    assert max(map(len, page.splitlines())) <= 60
+    assert "…" not in page, [line for line in page.splitlines() if "…" in line]
+
+
+def test_readme_commands_exist() -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    if not readme.exists():
+        pytest.skip("no README.md")
+    blocks = re.findall(r"(?m)^(?: {4}|\$ )ccreid ([a-z]+)|`ccreid ([a-z]+)", readme.read_text())
+    shown = {first or second for first, second in blocks}
+    assert shown <= set(ROOT.commands)
