@@ -22,6 +22,7 @@ from ccreid_cli.core.errors import SAID_ELSEWHERE, Interrupted, UsageError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.data.splits import Record, ReidDataset, Split
 from ccreid_cli.engine import launch
+from ccreid_cli.engine.distributed import Group, launched_world, process_group, threads_per_process
 from ccreid_cli.engine.evaluator import evaluate_features
 from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.engine.launch import num_processes
