@@ -54,7 +54,7 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         "-j",
-        help="Processes that decode images, once. Default: 4.",
+        help="Threads that decode images, once. Default: 4.",
         rich_help_panel=DATA,
         show_default=False,
     ),

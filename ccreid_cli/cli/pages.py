@@ -7,7 +7,7 @@ a Markdown parser, a third of the time that `ccreid --help` would take.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -45,6 +45,9 @@ def use_pages(app: typer.Typer) -> None:
     """Give every command and group of `app` such a page."""
     for command in app.registered_commands:
         command.cls = PageCommand
+        if command.callback is not None:
+            # Typer evaluates the texts of annotations four times; once is enough, and `--help` starts sooner.
+            command.callback.__annotations__ = get_type_hints(command.callback, include_extras=True)
     for group in app.registered_groups:
         group.cls = PageGroup
         if group.typer_instance is not None:

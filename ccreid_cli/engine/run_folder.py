@@ -194,9 +194,11 @@ def _as_csv(lines: list[dict[str, Any]]) -> str:
 
 
 def default_name(config: TrainConfig) -> str:
-    """Return a run's name: dataset, architecture and the time, to the second."""
+    """Return a free name for a run: dataset, architecture and the time, to the second; numbered if that is taken."""
     dataset = Path(config.dataset).name.replace(".", "-") or "run"
-    return f"{dataset}-{config.arch}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{dataset}-{config.arch}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    return next(free for free in names if not (config.logs_dir / free).exists())
 
 
 def find_run(name: str, logs_dir: Path) -> RunFolder:

@@ -176,7 +176,7 @@ def score_model(
         data_dir: Folder of the datasets.
         height: Input height; None for the one it was trained at, else the dataset's usual one.
         width: Input width, likewise.
-        workers: Processes that decode.
+        workers: Threads that decode.
         batch_size: Images at once; None for what suits the device.
         precision: ``auto``, ``fp32`` or ``bf16``.
         rerank: Score k-reciprocal re-ranked distances.

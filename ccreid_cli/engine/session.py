@@ -18,6 +18,7 @@ from ccreid_cli.engine.device import resolve_precision, step_seconds
 from ccreid_cli.engine.distributed import Group, is_first_of_machine
 from ccreid_cli.engine.evaluator import Evaluation
 from ccreid_cli.engine.extraction import extract_features
+from ccreid_cli.engine.host_memory import keep_freed_memory
 from ccreid_cli.engine.shared_evaluation import evaluate_together
 from ccreid_cli.models.reid_net import ReidNet
 
@@ -29,7 +30,7 @@ class ImageSettings:
     Attributes:
         height: Rows of a decoded image.
         width: Columns of a decoded image.
-        workers: Processes that decode.
+        workers: Threads that decode.
         cache_folder: Where decoded images are kept between runs; None keeps them in memory only.
     """
 
@@ -93,6 +94,8 @@ def probe_precision(request: str, model: ReidNet, device: torch.device, height: 
 
 def place(model: ReidNet, device: torch.device) -> ReidNet:
     """Move a network to its device, in the channels-last layout that convolutions are fastest in."""
+    if device.type == "cpu":
+        keep_freed_memory()
     return model.to(device).to(memory_format=torch.channels_last)
 
 

@@ -82,6 +82,7 @@ class Trainer:
         self.reporter = reporter
         self.state = TrainState()
         self._writers: MetricWriter | None = None
+        self._epochs: Task | None = None
         self.optimizer = make_optimizer(model, config.lr, config.weight_decay)
         self.step = TrainStep(
             model,
@@ -110,6 +111,7 @@ class Trainer:
             self._writers = make_writers(self.run, self.config.tensorboard, self.config.wandb, self.config)
         try:
             with self.reporter.task("epochs", self.config.epochs, "epoch") as task:
+                self._epochs = task
                 task.advance(self.state.epoch)
                 while self.state.epoch < self.config.epochs:
                     self._train_epoch(task)
@@ -185,6 +187,8 @@ class Trainer:
                 bar.advance()
                 if (number + 1) % config.print_freq == 0 or number + 1 == config.iters:
                     self._show_loss(losses, number + 1, bar, task)  # the one wait for a GPU in this loop
+                    rate = (number + 1 - first) * config.batch_size / (time.perf_counter() - start)
+                    bar.note(images_per_second=round(rate, 1))
                 self._save_within_epoch(number + 1, losses, memory)
         if first < config.iters:
             images = (config.iters - first) * config.batch_size
@@ -356,6 +360,8 @@ class Trainer:
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
+        if self._epochs:
+            self._epochs.note(stage=stage)
         try:
             yield
         finally:

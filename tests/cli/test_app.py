@@ -328,3 +328,26 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 def test_main_is_what_the_package_installs() -> None:
     assert 'ccreid = "ccreid_cli.cli.app:main"' in (ROOT / "pyproject.toml").read_text()
     assert callable(main)
+
+
+def _cpu_seconds(command: list[str], **environment: str) -> float:
+    before = os.times()
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, capture_output=True
+    )
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_start_up_is_not_much_more_than_that_of_its_libraries() -> None:
+    """Twice is the aim; processor time, and the best of seven, since the machine may be busy."""
+    start = "import sys; sys.argv = ['ccreid', {}]; from ccreid_cli.cli.app import main; main()"
+    libraries, page, completion = [], [], []
+    for _ in range(7):
+        libraries.append(_cpu_seconds([sys.executable, "-c", "import typer, rich.console"]))
+        page.append(_cpu_seconds([sys.executable, "-c", start.format("'--help'")]))
+        words = start.format("'train', '-d', 'ma'")
+        completion.append(_cpu_seconds([sys.executable, "-c", words], _CCREID_OFFER="quoted"))
+    assert min(page) < 2.25 * min(libraries)
+    assert min(completion) < 2 * min(libraries)
