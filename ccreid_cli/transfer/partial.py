@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ccreid_cli.core.errors import DataError
-from ccreid_cli.core.files import atomic_write_text
+from ccreid_cli.core.files import atomic_write_text, sync_folder
 from ccreid_cli.transfer.http import Answer, shown
 
 PART_SUFFIX = ".part"
@@ -150,7 +150,7 @@ class Partial:
         """Remove both files."""
         with disk_errors_explained(self.path):
             self.path.unlink(missing_ok=True)
-            self.state_path.unlink(missing_ok=True)
+            self._remove_state()
         self.origin = None
 
     def publish(self) -> None:
@@ -159,13 +159,13 @@ class Partial:
             with self.path.open("rb+") as file:
                 os.fsync(file.fileno())
             self.path.replace(self.target)
-            self.state_path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not every system can sync a folder, and the rename is done
-            descriptor = os.open(self.target.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            self._remove_state()
+        sync_folder(self.target.parent)
+
+    def _remove_state(self) -> None:
+        """Remove the description, and what a process killed while writing it left; the lock is held."""
+        for path in (self.state_path, *self.state_path.parent.glob(f".{glob.escape(self.state_path.name)}.*.tmp")):
+            path.unlink(missing_ok=True)
 
     def _read_origin(self) -> Origin | None:
         """Return the written description, or None where there is none that can be trusted."""

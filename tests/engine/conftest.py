@@ -15,6 +15,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
+from ccreid_cli.models.backbones import BACKBONES
+
+# Importing `tiny` registers its network, for the processes that tests start. Here it is there while a test of this
+# folder runs only: other tests hold lists of the backbones against each other.
+TINY = BACKBONES.pop("tiny")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    BACKBONES["tiny"] = TINY
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    BACKBONES.pop("tiny", None)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the long tests out unless they are asked for: ``CCREID_SLOW=1 pytest tests/engine -m slow``."""

@@ -117,7 +117,7 @@ def test_the_epoch_is_scaled_from_the_sizes_measured() -> None:
     assert seconds["run"] == pytest.approx(50 * once + 5 * seconds["evaluate"])
     failed = [StageResult("extract", error="out of memory"), *results[1:]]
     assert project_epoch(failed, config).keys() == {"labels", "train"}
-    assert project_epoch(results, TrainConfig(dataset="toy")) == {}
+    assert project_epoch(results, TrainConfig(dataset="images/of/mine")) == {}
 
 
 def test_made_features_are_unit_rows_with_overlapping_identities() -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -645,10 +646,23 @@ def test_a_malformed_hash_is_the_caller_s_mistake(target: Path) -> None:
 # Waiting
 
 
+def record_pauses(monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
+    """Note this thread's sleeps instead of sleeping; other threads of the test process go on as they were."""
+    here, sleep = threading.current_thread(), time.sleep
+
+    def note(seconds: float) -> None:
+        if threading.current_thread() is here:
+            pauses.append(seconds)
+        else:
+            sleep(seconds)
+
+    monkeypatch.setattr(download_module.time, "sleep", note)
+
+
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_honoured(form: str, payload: bytes, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(download_module.time, "sleep", pauses.append)
+    record_pauses(monkeypatch, pauses)
     value = "7" if form == "seconds" else formatdate(time.time() + 7, usegmt=True)
     with serving(in_turn(status(429, Retry_After=value), good(payload))) as server:
         fetch(server.url(), target)
@@ -657,7 +671,7 @@ def test_retry_after_is_honoured(form: str, payload: bytes, target: Path, monkey
 
 def test_a_long_retry_after_is_capped(payload: bytes, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(download_module.time, "sleep", pauses.append)
+    record_pauses(monkeypatch, pauses)
     with serving(in_turn(status(503, Retry_After=999_999), good(payload))) as server:
         fetch(server.url(), target)
     assert pauses == [120.0]
@@ -665,7 +679,7 @@ def test_a_long_retry_after_is_capped(payload: bytes, target: Path, monkeypatch:
 
 def test_the_pause_doubles_with_jitter_up_to_a_minute(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(download_module.time, "sleep", pauses.append)
+    record_pauses(monkeypatch, pauses)
     with serving(status(500)) as server, pytest.raises(NetworkError):
         fetch(server.url(), target, retries=9, backoff=1.0)
     assert len(server.requests) == 10
