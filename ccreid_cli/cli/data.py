@@ -59,8 +59,10 @@ def list_datasets(data_dir: opt.DataDir = None, as_json: opt.Json = False) -> No
         images = " / ".join("?" if counts.num_images is None else f"{counts.num_images:,}" for counts in info.counts)
         cameras = len(info.cameras) if info.cameras is not None else None
         size = None if info.archive_size is None else f"{info.archive_size / 1e6:,.0f} MB"
-        rows.append([info.name, state.state, images, cameras, size, info.policy.value])
-    columns = ["dataset", "on disk", "train / query / gallery images", "cameras", "archive", "given out"]
+        ids = " / ".join("?" if counts.num_ids is None else f"{counts.num_ids:,}" for counts in info.counts[:2])
+        rows.append([info.name, state.state, images, ids, cameras, size, info.policy.value, info.homepage or None])
+    columns = ["dataset", "on disk", "train / query / gallery images", "train / query ids", "cameras", "archive"]
+    columns += ["terms", "from"]
     output.print_table("", columns, rows)
     output.say(f"data directory: {folder}. `ccreid data fetch NAME` gets one; `ccreid data info NAME` tells more.")
 
