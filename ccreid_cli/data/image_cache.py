@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
 
 import numpy as np
 import PIL
@@ -91,8 +94,14 @@ class ImageCache:
         """
         if free_bytes(self.file.parent) < decoder.num_bytes:
             raise DataError(f"{self.file.parent} has no room for {decoder.num_bytes / 1e9:.2f} GB.")
-        with atomic_path(self.file) as temporary, temporary.open("wb") as file:
-            broken = decoder.run(lambda images: file.write(images.data))
+        with atomic_path(self.file) as temporary:
+            with temporary.open("wb") as file:
+                broken = self._write(decoder, file)
+            if broken and keep_broken:
+                rows = np.memmap(temporary, np.uint8, "r+", shape=(len(decoder.paths), self.height, self.width, 3))
+                num_bytes = leave_out(rows, broken).nbytes
+                rows.flush()
+                os.truncate(temporary, num_bytes)
         if broken and not keep_broken:
             self.file.unlink(missing_ok=True)
             return np.empty((0, self.height, self.width, 3), dtype=np.uint8), broken
@@ -102,12 +111,42 @@ class ImageCache:
         atomic_write_text(self.sidecar, json.dumps(asdict(known)))
         return images, broken
 
+    def _write(self, decoder: Decoder, file: BinaryIO) -> Broken:
+        image_bytes = self.height * self.width * 3
+        turn = Lock()
+
+        def put(start: int, images: NDArray[np.uint8]) -> None:
+            with turn:
+                file.seek(start * image_bytes)
+                file.write(images.data)
+
+        return decoder.fill(put)
+
     def _map(self, count: int) -> NDArray[np.uint8]:
         shape = (count, self.height, self.width, 3)
         if count == 0:
             return np.empty(shape, dtype=np.uint8)
         # Mode "c": PyTorch wants writable memory, the file must not change.
         return np.memmap(self.file, dtype=np.uint8, mode="c", shape=shape)
+
+
+def leave_out(images: NDArray[np.uint8], broken: Broken) -> NDArray[np.uint8]:
+    """Move up the images behind broken ones, in place.
+
+    Args:
+        images: (N, height, width, 3).
+        broken: Positions and reasons of M of them.
+
+    Returns:
+        The (N - M, height, width, 3) others, a view.
+    """
+    if not broken:
+        return images
+    others = np.delete(np.arange(len(images)), [position for position, _ in broken])
+    for target, source in enumerate(others):
+        if target != source:
+            images[target] = images[source]
+    return images[: len(others)]
 
 
 def _fingerprint(decoder: Decoder) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ccreid_cli.core.errors import DataError, DeviceError
 from ccreid_cli.core.paths import cache_folder as user_cache_folder
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.data.decoding import Broken, Decoder
-from ccreid_cli.data.image_cache import ImageCache
+from ccreid_cli.data.image_cache import ImageCache, leave_out
 
 BROKEN_SHOWN = 5
 
@@ -66,6 +67,12 @@ class ImageStore:
         except torch.OutOfMemoryError:
             return False
         return True
+
+    def let_go(self) -> None:
+        """Take memory-mapped images out of this process's memory; the next `gather` maps what it needs again."""
+        mapped = getattr(self.images, "_mmap", None)
+        if mapped is not None and hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def gather(self, indices: NDArray[np.int64] | Tensor, device: torch.device) -> Tensor:
         """Pick a batch.
@@ -172,12 +179,9 @@ def _build_in_memory(decoder: Decoder) -> tuple[NDArray[np.uint8], Broken]:
             f"{len(decoder.paths)} images take {decoder.num_bytes / 1e9:.1f} GB, more than there is memory.",
             "Use a smaller --height and --width, or a disk with room for the image cache.",
         ) from error
-    filled = 0
 
-    def write(chunk: NDArray[np.uint8]) -> None:
-        nonlocal filled
-        images[filled : filled + len(chunk)] = chunk
-        filled += len(chunk)
+    def put(start: int, chunk: NDArray[np.uint8]) -> None:
+        images[start : start + len(chunk)] = chunk
 
-    broken = decoder.run(write)
-    return images[:filled], broken
+    broken = decoder.fill(put)
+    return leave_out(images, broken), broken

@@ -11,7 +11,11 @@ from ccreid_cli.data.augment import normalize
 from ccreid_cli.data.image_store import ImageStore
 from ccreid_cli.engine.device import autocast
 from ccreid_cli.engine.distributed import Group
+from ccreid_cli.models.fused import fuse, is_fusible
 from ccreid_cli.models.reid_net import ReidNet
+
+_IMAGES_MAPPED = 4096
+"""After so many images, memory-mapped ones are let go: all of a test set's would be the larger part of the memory."""
 
 
 def default_batch_size(device: torch.device) -> int:
@@ -54,6 +58,9 @@ def extract_features(
     start, stop = group.bounds(len(store))
     was_training = model.training
     model.eval()
+    network = model
+    if device.type == "cpu" and is_fusible():
+        network = fuse(model, torch.bfloat16 if precision == "bf16" else torch.float32)
     rows = torch.empty((stop - start, model.embedding_dim), device=device)
     with reporter.task(description, stop - start, "img") as task:
         for first in range(start, stop, size):
@@ -62,7 +69,10 @@ def extract_features(
             last = min(first + size, stop)
             images = normalize(store.gather(torch.arange(first, last), device))
             with autocast(device, precision):
-                rows[first - start : last - start] = model(images)
+                rows[first - start : last - start] = network(images)
             task.advance(last - first)
+            if (last - start) % _IMAGES_MAPPED < size:
+                store.let_go()
+    store.let_go()
     model.train(was_training)
     return group.gather_rows(rows)

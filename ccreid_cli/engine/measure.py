@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ccreid_cli.engine.host_memory import return_freed_memory
+
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _COPIED_BYTES = 256 << 20
 _PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -31,8 +33,8 @@ def synchronize(device: torch.device) -> None:
 class PeakMemory:
     """How much more memory than at the start a block needs at its worst, as a context manager.
 
-    On CUDA what PyTorch allocated; elsewhere the resident memory of the process, to which memory that earlier work
-    left with the allocator counts as held already.
+    On CUDA what PyTorch allocated; elsewhere the resident memory of the process. Memory that earlier work left with the
+    allocator is handed back first; where the allocator cannot, it counts as held already.
 
     Args:
         device: Where the block computes.
@@ -53,6 +55,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
         else:
+            return_freed_memory()
             self._before = _resident_bytes(reset_peak=True)
         return self
 

