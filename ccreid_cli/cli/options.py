@@ -59,6 +59,15 @@ Workers = Annotated[
         show_default=False,
     ),
 ]
+ShardImages = Annotated[
+    bool | None,
+    typer.Option(
+        "--shard-images/--no-shard-images",
+        help="Let each process decode and hold only its share of the images. Default: auto: on with several machines.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
 Height = Annotated[
     int | None,
     typer.Option(

@@ -38,6 +38,8 @@ class TrainConfig(BaseModel):
     height: int = Field(256, ge=16, le=4096)
     width: int = Field(128, ge=16, le=4096)
     workers: int = Field(4, ge=0, le=256)
+    shard_images: bool | None = None
+    """Whether each process holds only its share of the decoded images; None: where several machines train."""
     # batches
     batch_size: int = Field(256, ge=2)
     num_instances: int = Field(16, ge=1)
@@ -89,7 +91,7 @@ class TrainConfig(BaseModel):
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {"epochs", "workers", "device", "eval_step", "print_freq", "save_every", "keep", "data_dir", "logs_dir"}
-    | {"tensorboard", "wandb"}
+    | {"shard_images", "tensorboard", "wandb"}
 )
 """Settings that do not alter what is computed. Every other one is fixed by the checkpoint."""
 

@@ -90,6 +90,25 @@ class Group:
         gathered = self.gather_rows(torch.from_numpy(np.ascontiguousarray(rows)).to(self.device))
         return np.asarray(gathered.cpu().numpy())
 
+    def exchange_rows(
+        self, rows: torch.Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[int]
+    ) -> torch.Tensor:
+        """Send some rows to each rank, and receive some from each; all ranks take part.
+
+        Args:
+            rows: (sum of `send_sizes`, ...) those for rank 0, then those for rank 1, and so on.
+            send_sizes: (W,) rows for each rank, this one included.
+            receive_sizes: (W,) rows from each rank: what it has for this one. Nothing is waited for to learn them.
+
+        Returns:
+            (sum of `receive_sizes`, ...) the rows from rank 0, then those from rank 1, and so on.
+        """
+        if self.world == 1:
+            return rows
+        received = rows.new_empty((sum(receive_sizes), *rows.shape[1:]))
+        dist.all_to_all_single(received, rows.contiguous(), list(receive_sizes), list(send_sizes))
+        return received
+
     def on_main(self, action: Callable[[], T]) -> T:
         """Let rank 0 do something, however long it takes, while the others wait.
 
@@ -175,6 +194,16 @@ def is_first_of_machine() -> bool:
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
 
 
+def local_world() -> int:
+    """Return how many of the launched processes are on this machine: all, where the launcher does not say."""
+    return _from_environment("LOCAL_WORLD_SIZE", launched_world())
+
+
+def spans_machines() -> bool:
+    """Whether the launched processes are on more than one machine."""
+    return local_world() < launched_world()
+
+
 def threads_per_process(num_processes: int) -> int:
     """Return this machine's share of processors for each of `num_processes` processes on it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -209,7 +238,7 @@ def process_group(device: torch.device, timeout_seconds: float = 600.0) -> Itera
     if missing:
         raise UsageError(f"WORLD_SIZE is {world} but {', '.join(missing)} is not set.", "Start ranks with torchrun.")
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads_per_process(_from_environment("LOCAL_WORLD_SIZE", world)))
+        torch.set_num_threads(threads_per_process(local_world()))
     rank, notes = _from_environment("RANK", 0), None
     try:
         timeout = timedelta(seconds=timeout_seconds)

@@ -8,7 +8,7 @@ import torch
 
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.data.augment import normalize
-from ccreid_cli.data.image_store import ImageStore
+from ccreid_cli.data.image_source import ImageSet
 from ccreid_cli.engine.device import autocast
 from ccreid_cli.engine.distributed import Group
 from ccreid_cli.models.fused import fuse, is_fusible
@@ -26,7 +26,7 @@ def default_batch_size(device: torch.device) -> int:
 @torch.inference_mode()
 def extract_features(
     model: ReidNet,
-    store: ImageStore,
+    store: ImageSet,
     *,
     device: torch.device,
     precision: str = "fp32",

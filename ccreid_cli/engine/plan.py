@@ -22,7 +22,7 @@ ASSUMPTIONS = (
     "exchanges run at the bandwidth given, one direction at a time, and never overlap with computing",
     "the batch holds at least one batch-norm chunk per GPU, and grows with the GPUs where it does not",
     "an epoch draws each image as often as the recipe does on its own dataset",
-    "features, sparse rows and their search are held whole by every GPU; the store is sharded by rank",
+    "features, sparse rows and their search are held whole by every GPU; decoded images are sharded by rank",
     "DBSCAN runs in one process",
 )
 
@@ -107,7 +107,8 @@ def bytes_per_step(work: Workload) -> dict[str, float]:
 
     - gradients: a ring all-reduce passes 2·(W-1)/W·4P bytes through every process;
     - batch features, for the memory update: the others' rows, (W-1)/W·B·4D;
-    - images: with the store sharded by rank, the images of its share that others hold, (W-1)/W·B/W·3HW.
+    - images: with the store sharded by rank, the images of its share that others hold, (W-1)/W·B/W·3HW (at most: one
+      that repeats in the share comes once).
 
     The running statistics of batch norm, some hundred kB, are left out.
     """

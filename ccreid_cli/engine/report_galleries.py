@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ccreid_cli.data.catalog import CATALOG
-from ccreid_cli.data.image_store import ImageStore
+from ccreid_cli.data.image_source import ImageSource
 from ccreid_cli.data.splits import ReidDataset, Split
 from ccreid_cli.engine.evaluator import Evaluation, rank_gallery
 from ccreid_cli.report.content import Cluster, ClusterGroup, Clusters, Picture, Ranked, Ranking, RankingGroup, Verdict
@@ -38,14 +38,14 @@ class Album:
 
     dataset: ReidDataset
     split: Split
-    store: ImageStore
+    store: ImageSource
     offset: int = 0
 
     def picture(self, index: int) -> Picture:
         """Return an image of the split with what is known about it."""
         person_id, camera = int(self.split.person_ids[index]), int(self.split.camera_ids[index])
         return Picture(
-            image=np.array(self.store.images[self.offset + index]),
+            image=self.store.gather(np.array([self.offset + index]), torch.device("cpu"))[0].permute(1, 2, 0).numpy(),
             name=self.split.names[index],
             person_id=person_id if person_id >= 0 else None,
             camera=self._camera_number(camera) if self.dataset.has_cameras else None,
@@ -79,7 +79,7 @@ def choose_queries(average_precision: NDArray[np.float64], amount: int = NUM_QUE
 
 def ranking_groups(
     dataset: ReidDataset,
-    store: ImageStore,
+    store: ImageSource,
     query_features: torch.Tensor,
     gallery_features: torch.Tensor,
     evaluation: Evaluation,
@@ -107,7 +107,7 @@ def ranking_groups(
 @dataclass(frozen=True)
 class _Ranker:
     dataset: ReidDataset
-    store: ImageStore
+    store: ImageSource
     query_features: torch.Tensor
     gallery_features: torch.Tensor
     evaluation: Evaluation
@@ -153,7 +153,7 @@ class _Ranker:
         )
 
 
-def cluster_contents(dataset: ReidDataset, store: ImageStore, labels: Indices) -> Clusters:
+def cluster_contents(dataset: ReidDataset, store: ImageSource, labels: Indices) -> Clusters:
     """Show the biggest clusters, the purest, the most mixed (both only where identities are known), and outliers.
 
     Args:

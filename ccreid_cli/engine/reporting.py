@@ -24,7 +24,7 @@ from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.engine.report_galleries import cluster_contents, ranking_groups
 from ccreid_cli.engine.run_folder import RunFolder, flatten
 from ccreid_cli.engine.scoring import LoadedModel, ModelRequest, load_network
-from ccreid_cli.engine.session import ImageSettings, TestSet, image_settings, open_split
+from ccreid_cli.engine.session import ImageSettings, TestSet, image_settings, is_sharded, open_split
 from ccreid_cli.report.content import Clusters, ReportContent, Retrieval, Score, Setting
 
 FILE_NAME = "report.html"
@@ -127,7 +127,8 @@ class _Examiner:
         if loaded is None:
             return content
         content = replace(content, checkpoint=_name_of(loaded, self.checkpoint))
-        images = image_settings(config.height, config.width, config.workers, data_dir)
+        sharded = is_sharded(config.shard_images)
+        images = image_settings(config.height, config.width, config.workers, data_dir, sharded=sharded)
         work = _Work(config, dataset, loaded, images, self.reporter)
         if dataset.has_evaluation:
             content, retrieval = self._attempt(content, lambda: work.retrieval(with_images))

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.data.image_source import ImageFiles, ImageSet
 from ccreid_cli.data.image_store import ImageStore, open_store
 from ccreid_cli.data.splits import ReidDataset, Split
 from ccreid_cli.data.upkeep import CACHE_FOLDER
 from ccreid_cli.engine.device import resolve_precision, step_seconds
-from ccreid_cli.engine.distributed import Group, is_first_of_machine
+from ccreid_cli.engine.distributed import Group, is_first_of_machine, launched_world, local_world, spans_machines
 from ccreid_cli.engine.evaluator import Evaluation
 from ccreid_cli.engine.extraction import extract_features
 from ccreid_cli.engine.host_memory import keep_freed_memory
+from ccreid_cli.engine.sharded_store import ShardedStore
 from ccreid_cli.engine.shared_evaluation import evaluate_together
 from ccreid_cli.models.reid_net import ReidNet
 
@@ -32,25 +34,35 @@ class ImageSettings:
         width: Columns of a decoded image.
         workers: Threads that decode.
         cache_folder: Where decoded images are kept between runs; None keeps them in memory only.
+        sharded: Whether each of several processes decodes and holds its share only.
     """
 
     height: int
     width: int
     workers: int
     cache_folder: Path | None
+    sharded: bool = False
 
 
-def image_settings(height: int, width: int, workers: int, data_dir: Path) -> ImageSettings:
+def image_settings(height: int, width: int, workers: int, data_dir: Path, *, sharded: bool = False) -> ImageSettings:
     """Return the settings with the cache in the data directory and no more workers than processors."""
-    return ImageSettings(height, width, min(workers, os.cpu_count() or 1), data_dir / CACHE_FOLDER)
+    return ImageSettings(height, width, min(workers, os.cpu_count() or 1), data_dir / CACHE_FOLDER, sharded)
 
 
-def open_split(split: Split, settings: ImageSettings, group: Group, reporter: Reporter) -> ImageStore:
-    """Decode a split once, or open what an earlier run decoded. Rank 0 decodes, the others then read its cache."""
+def is_sharded(wanted: bool | None) -> bool:
+    """Resolve `TrainConfig.shard_images`: by default images are sharded where several machines train."""
+    return spans_machines() if wanted is None else wanted
+
+
+def open_split(split: Split, settings: ImageSettings, group: Group, reporter: Reporter) -> ImageSet:
+    """Decode a split once, or open what an earlier run decoded.
+
+    Rank 0 decodes and the others then read its cache; or, sharded, each process decodes its share.
+    """
     return open_paths(split.paths, settings, group, reporter)
 
 
-def open_paths(paths: list[Path], settings: ImageSettings, group: Group, reporter: Reporter) -> ImageStore:
+def open_paths(paths: list[Path], settings: ImageSettings, group: Group, reporter: Reporter) -> ImageSet:
     """As `open_split`, for a list of images.
 
     Raises:
@@ -58,19 +70,16 @@ def open_paths(paths: list[Path], settings: ImageSettings, group: Group, reporte
     """
     if not paths:
         raise DataError("there are no images to read.", "`ccreid data verify` shows what a dataset holds.")
+    if settings.sharded and group.world > 1:
+        return _open_share(paths, settings, group, reporter)
+    if settings.sharded and launched_world() > 1:  # one of many, by itself, when they have trained: it holds a share
+        return ImageFiles(paths, settings.height, settings.width, settings.workers)
+    if group.world == 1:
+        return _read(paths, settings, reporter)
 
     def read() -> ImageStore:
-        return open_store(
-            paths,
-            settings.height,
-            settings.width,
-            cache_folder=settings.cache_folder,
-            workers=settings.workers,
-            reporter=reporter,
-        )
+        return _read(paths, settings, reporter)
 
-    if group.world == 1:
-        return read()
     # First the main process, then one on each machine that does not share its disk, then all from the cache.
     group.on_main(lambda: len(read()))
     store = read() if is_first_of_machine() else None
@@ -78,8 +87,32 @@ def open_paths(paths: list[Path], settings: ImageSettings, group: Group, reporte
     return store or read()
 
 
-def keep_on_device(store: ImageStore, device: torch.device, share: float = 0.3) -> bool:
-    """Keep decoded images on a CUDA device when they take at most `share` of its free memory; tell whether they do."""
+def _open_share(paths: list[Path], settings: ImageSettings, group: Group, reporter: Reporter) -> ShardedStore:
+    """Let every process decode its share of the images, those of one machine with its share of the threads."""
+    start, stop = group.bounds(len(paths))
+    threads = max(1, settings.workers // local_world())
+    local = _read(paths[start:stop], replace(settings, workers=threads), reporter)
+    group.barrier()  # however long others decode; the error of one who finds broken images reaches all here
+    return ShardedStore(local, len(paths), group)
+
+
+def _read(paths: list[Path], settings: ImageSettings, reporter: Reporter) -> ImageStore:
+    return open_store(
+        paths,
+        settings.height,
+        settings.width,
+        cache_folder=settings.cache_folder,
+        workers=settings.workers,
+        reporter=reporter,
+    )
+
+
+def keep_on_device(store: ImageSet, device: torch.device, share: float = 0.3) -> bool:
+    """Keep the images that this process holds on a CUDA device when they take at most `share` of its free memory.
+
+    Returns:
+        Whether they are there now.
+    """
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
@@ -107,14 +140,14 @@ class TestSet:
     images: ImageSettings
     group: Group
     reporter: Reporter
-    _store: ImageStore | None = None
+    _store: ImageSet | None = None
 
     def open(self) -> None:
         """Decode the images now, so that a broken one is found before hours of training."""
         _ = self.store
 
     @property
-    def store(self) -> ImageStore:
+    def store(self) -> ImageSet:
         """The query images, then the gallery images."""
         if self._store is None:
             paths = [*self.dataset.query.paths, *self.dataset.gallery.paths]

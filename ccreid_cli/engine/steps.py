@@ -23,9 +23,10 @@ from ccreid_cli.contrast.memory import ClusterMemory
 from ccreid_cli.core.errors import DeviceError, UsageError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.data.augment import AugmentPlan, augment
-from ccreid_cli.data.image_store import ImageStore
+from ccreid_cli.data.image_source import ImageSet, ImageSource
 from ccreid_cli.engine.device import autocast, derived_seed, is_out_of_memory
 from ccreid_cli.engine.distributed import Group
+from ccreid_cli.engine.sharded_store import ShardedStore
 from ccreid_cli.engine.step_sums import Gradients, RunningStatistics
 from ccreid_cli.models.batch_norm import bn_chunks
 from ccreid_cli.models.reid_net import ReidNet
@@ -99,7 +100,7 @@ class TrainStep:
         self,
         model: ReidNet,
         optimizer: torch.optim.Optimizer,
-        store: ImageStore,
+        store: ImageSet,
         *,
         precision: str,
         group: Group,
@@ -111,6 +112,7 @@ class TrainStep:
         self.model = model
         self.optimizer = optimizer
         self.store = store
+        self._images: ImageSource = store
         self.precision = precision
         self.group = group
         self.reporter = reporter
@@ -146,6 +148,8 @@ class TrainStep:
             DeviceError: The step does not fit into the device's memory, however it is split.
         """
         self._statistics.remember()
+        if isinstance(self.store, ShardedStore):  # once, however often parts of the step are tried
+            self._images = self.store.exchange(batch.indices, self._sizes)
         done = None
         while done is None:
             try:
@@ -206,7 +210,7 @@ class TrainStep:
     def _loss(
         self, network: nn.Module, batch: Batch, memory: ClusterMemory, start: int, stop: int
     ) -> tuple[Tensor, Tensor]:
-        images = self.store.gather(batch.indices[start:stop], self.group.device)
+        images = self._images.gather(batch.indices[start:stop], self.group.device)
         inputs = augment(images, batch.plan.slice(start, stop))
         with autocast(self.group.device, self.precision):
             features = network(inputs)

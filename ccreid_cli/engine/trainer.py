@@ -21,7 +21,7 @@ from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import CheckpointError, DataError, Interrupted
 from ccreid_cli.core.reporter import Reporter, Task
 from ccreid_cli.data.augment import draw_augmentation
-from ccreid_cli.data.image_store import ImageStore
+from ccreid_cli.data.image_source import ImageSet
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.device import derived_seed
 from ccreid_cli.engine.distributed import Group
@@ -62,7 +62,7 @@ class Trainer:
         config: TrainConfig,
         dataset: ReidDataset,
         model: ReidNet,
-        store: ImageStore,
+        store: ImageSet,
         test_set: TestSet | None,
         *,
         run: RunFolder,

@@ -30,7 +30,15 @@ from ccreid_cli.engine.distributed import Group, launched_world, process_group
 from ccreid_cli.engine.labelling import cluster_settings
 from ccreid_cli.engine.recovery import recover
 from ccreid_cli.engine.run_folder import RunFolder, default_name, describe_environment
-from ccreid_cli.engine.session import TestSet, image_settings, keep_on_device, open_split, place, probe_precision
+from ccreid_cli.engine.session import (
+    TestSet,
+    image_settings,
+    is_sharded,
+    keep_on_device,
+    open_split,
+    place,
+    probe_precision,
+)
 from ccreid_cli.engine.signals import stop_on_signals
 from ccreid_cli.engine.steps import share_chunks
 from ccreid_cli.engine.trainer import Trainer
@@ -291,7 +299,8 @@ def _carry_through(
     content: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Open the images, then train to the end; from here on a signal means: save, then stop."""
-    images = image_settings(config.height, config.width, config.workers, config.data_dir)
+    sharded = session.group.broadcast(is_sharded(config.shard_images))
+    images = image_settings(config.height, config.width, config.workers, config.data_dir, sharded=sharded)
     store = open_split(dataset.train, images, session.group, session.reporter)
     keep_on_device(store, session.choice.device)
     test_set = TestSet(dataset, images, session.group, session.reporter) if dataset.has_evaluation else None

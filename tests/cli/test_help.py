@@ -84,6 +84,8 @@ def test_named_defaults_are_those_of_the_settings(parameter: Any) -> None:
     assert named, parameter.help
     if isinstance(default, bool):
         assert named.group(1) == "off" and default is False
+    elif default is None:
+        assert named.group(1) == "auto"
     elif isinstance(default, str):
         assert named.group(1) == default
     else:

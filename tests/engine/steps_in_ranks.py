@@ -15,6 +15,7 @@ from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.data.augment import draw_augmentation
 from ccreid_cli.data.image_store import ImageStore
 from ccreid_cli.engine.distributed import Group, process_group
+from ccreid_cli.engine.sharded_store import ShardedStore
 from ccreid_cli.engine.steps import Batch, TrainStep, make_optimizer
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 
@@ -33,12 +34,15 @@ class Fixed:
         samples_per_bn: int = 8,
         dropout: float = 0.0,
         exact: bool = False,
+        sharded: bool = False,
         reporter: Reporter | None = None,
     ) -> None:
         random = np.random.default_rng(3)
         torch.manual_seed(5)
         self.model = ReidNet(ModelSpec("tiny", dropout=dropout), samples_per_bn).train()
-        self.store = ImageStore(random.integers(0, 256, (60, 32, 16, 3), dtype=np.uint8))
+        images = random.integers(0, 256, (60, 32, 16, 3), dtype=np.uint8)
+        group = group or Group()
+        self.store = share_of(images, group) if sharded else ImageStore(images)
         self.memory = ClusterMemory(torch.nn.functional.normalize(torch.randn(CLUSTERS, 16), dim=1))
         self.batch_size = batch_size
         self.step = TrainStep(
@@ -46,7 +50,7 @@ class Fixed:
             make_optimizer(self.model, 1e-3, 5e-4),
             self.store,
             precision="fp32",
-            group=group or Group(),
+            group=group,
             batch_size=batch_size,
             samples_per_bn=samples_per_bn,
             reporter=reporter or SilentReporter(),
@@ -67,6 +71,12 @@ class Fixed:
         }
         state = {name: value.clone() for name, value in self.model.state_dict().items()}
         return {"losses": losses, "gradients": gradients, "state": state, "centroids": self.memory.centroids.clone()}
+
+
+def share_of(images: np.ndarray[Any, np.dtype[np.uint8]], group: Group) -> ShardedStore:
+    """Return a store of the images of which this process holds its share, and nothing else."""
+    start, stop = group.bounds(len(images))
+    return ShardedStore(ImageStore(images[start:stop].copy()), len(images), group)
 
 
 def train_in_group(options: dict[str, Any], steps: int = 1) -> dict[str, Any]:

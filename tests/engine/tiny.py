@@ -318,7 +318,7 @@ def rank_environments(world: int) -> list[dict[str, str]]:
 
 def start_ranks(logs: Path, arguments: list[str], world: int, **environment: str) -> list[Command]:
     """Start one process per rank, as a launcher does."""
-    return [start(logs, arguments, **place, **environment) for place in rank_environments(world)]
+    return [start(logs, arguments, **{**place, **environment}) for place in rank_environments(world)]
 
 
 def train_in_ranks(data: Path, logs: Path, world: int, **changes: Any) -> None:
