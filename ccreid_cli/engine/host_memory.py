@@ -1,4 +1,4 @@
-"""Keeping the memory that a network's layers free for the next step, and giving it back between stages."""
+"""Keeping the memory that a network's layers free for the next step, and giving it back now and then."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
     """Let the C library's allocator keep what large tensors free, instead of handing it back to the system.
 
     A step on the CPU allocates and frees the same hundreds of megabytes over and over. Handed back, every page is
-    fetched and zeroed anew each time: a sixth of a ResNet-50 step, a third of a MobileNetV2 step on 128×64 images. What
-    one stage frees is of no use to the next, though: `return_freed_memory` between stages. Nothing is changed where
+    fetched and zeroed anew each time: a sixth of a ResNet-50 step, a third of a MobileNetV2 step on 128×64 images. The
+    pieces that are left over pile up, slowly: `return_freed_memory` now and then. Nothing is changed where
     the environment already sets up the allocator (``MALLOC_...``), or where it is not glibc's.
 
     Returns:
@@ -31,7 +31,7 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """Hand what is freed back to the system, so that the peaks of the stages of an epoch do not add up.
+    """Hand what is freed back to the system, so that left-over pieces do not pile up.
 
     Returns:
         Whether there was anything to hand back, and the allocator can: only glibc's has this call.

@@ -252,6 +252,8 @@ class Trainer:
             evaluation = self.test_set.score(
                 self.model, self.group.device, self.config.precision, check_stop=self._check_alone
             )
+            if self.group.device.type == "cpu":
+                return_freed_memory()  # what piled up since the last time: a step takes seconds to have it all again
         return evaluation.as_json()
 
     def _end_epoch(self, task: Task, evaluation: dict[str, Any] | None) -> None:
@@ -366,8 +368,6 @@ class Trainer:
         try:
             yield
         finally:
-            if self.group.device.type == "cpu":
-                return_freed_memory()
             seconds = self.state.line.setdefault("seconds", {})
             seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
 
