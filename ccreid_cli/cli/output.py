@@ -166,6 +166,24 @@ def _cell(value: object) -> str:
     return str(value)
 
 
+def print_stages(title: str, seconds: Mapping[str, float], epochs: int) -> None:
+    """Show how long each stage of training took, one row each.
+
+    Args:
+        title: Shown above.
+        seconds: Stage -> seconds of all epochs.
+        epochs: How many these were.
+    """
+    total = sum(seconds.values())
+    if not total or not epochs:
+        return
+    named = {**seconds, "total": total}
+    rows = [
+        [name, f"{value:.1f}", f"{value / epochs:.2f}", f"{100 * value / total:.0f}"] for name, value in named.items()
+    ]
+    print_table(title, ["", "seconds", "per epoch", "%"], rows)
+
+
 def print_evaluations(title: str, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Show evaluations in percent, one row each.
 

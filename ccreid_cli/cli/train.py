@@ -306,6 +306,7 @@ def _show_result(result: dict[str, Any], as_json: bool) -> None:
         named = {f"last (epoch {last['epoch'] + 1})": last, f"best (epoch {best['epoch'] + 1})": best}
         output.print_evaluations("final evaluation", named)
         output.say("last is the honest score: best was chosen by looking at the test set.")
+    output.print_stages("where the time went", result["seconds"], result["epochs"])
     output.say(f"run: {result['run']}")
     if "report" in result:
         output.say(f"report: {result['report']}")

@@ -32,6 +32,7 @@ from ccreid_cli.engine.made_inputs import (
     write_images,
 )
 from ccreid_cli.engine.measure import Measurement, measure
+from ccreid_cli.engine.session import keep_on_device
 from ccreid_cli.engine.steps import Batch, TrainStep, make_optimizer
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.neighbors import fastest_dtype
@@ -123,6 +124,7 @@ def _training(bench: Bench, num_images: int, size: int) -> tuple[Callable[[], No
     """Return an action that trains for some steps, how many, and what it trains with."""
     config, model, device = bench.settings.config, bench.model, bench.device
     store = ImageStore(made_images(num_images, config.height, config.width))
+    keep_on_device(store, device)
     step = TrainStep(
         model,
         make_optimizer(model, config.lr, config.weight_decay),
@@ -203,6 +205,7 @@ def time_extraction(bench: Bench) -> list[StageResult]:
     size = min(bench.settings.batch_size or default_batch_size(device), num_images)
     precision = bench.precision
     store = ImageStore(made_images(num_images, config.height, config.width))
+    keep_on_device(store, device)
     found = measure(
         lambda: extract_features(model, store, device=device, precision=precision, batch_size=size),
         device,

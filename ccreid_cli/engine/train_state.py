@@ -55,3 +55,11 @@ class TrainState:
         self.metrics.append(self.line)
         self.epoch, self.step, self.line = self.epoch + 1, 0, {}
         self.labels = self.centroids = self.losses = None
+
+    def seconds_by_stage(self) -> dict[str, float]:
+        """Return how long each stage took in all epochs done, in the order of an epoch."""
+        totals: dict[str, float] = {}
+        for line in self.metrics:
+            for stage, seconds in line.get("seconds", {}).items():
+                totals[stage] = round(totals.get(stage, 0.0) + seconds, 3)
+        return totals

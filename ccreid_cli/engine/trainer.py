@@ -348,7 +348,8 @@ class Trainer:
         return Interrupted(f"stopped; saved at {where}.", command, signal_number=number)
 
     def _finish(self) -> dict[str, Any]:
-        result: dict[str, Any] = {"run": str(self.run.path), "epochs": self.state.epoch}
+        seconds = self.state.seconds_by_stage()
+        result: dict[str, Any] = {"run": str(self.run.path), "epochs": self.state.epoch, "seconds": seconds}
         if self.state.last:
             result["last"], result["best"] = self.state.last, self.state.best
         if self.group.is_main:

@@ -46,6 +46,10 @@ def test_a_short_training_on_the_toy_dataset(
     assert result["last"]["mAP"] > untrained["mAP"] + 0.05  # the whole recipe is run, and its score checked, in CI
     assert result["last"].keys() >= EVALUATION_KEYS and result["best"].keys() >= EVALUATION_KEYS
     assert result["best"]["mAP"] >= result["last"]["mAP"]
+    lines = [json.loads(line) for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
+    for stage in ("extract", "neighbors", "jaccard", "clustering", "train", "evaluate"):
+        spent = sum(line["seconds"].get(stage, 0.0) for line in lines)
+        assert result["seconds"][stage] == pytest.approx(spent, abs=0.01)
     run = Path(result["run"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(3))

@@ -69,5 +69,13 @@ def test_evaluations(capsys: pytest.CaptureFixture[str]) -> None:
     assert row == ["last", "82.6", "93.0", "97.0", "98.0", "50.0", "3,368", "0"]
 
 
+def test_stages_with_their_share(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_stages("where the time went", {"extract": 10.0, "train": 30.0}, 4)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["extract", "10.0", "2.50", "25"] in rows and ["total", "40.0", "10.00", "100"] in rows
+    output.print_stages("where the time went", {}, 0)
+    assert capsys.readouterr().out == ""
+
+
 def test_without_a_terminal_the_answer_is_no() -> None:
     assert output.ask("Delete?") is False
