@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.data.embedding_file import EmbeddingFile, read_embeddings
 from ccreid_cli.data.image_list import ImageList
+from ccreid_cli.engine.distributed import threads_per_process
 from ccreid_cli.engine.embedding import Embedder
 
 _BLOCK_BYTES = 256 << 20
+_LEAST_ROWS = 10_000
+"""Of a gallery, for a thread of its own."""
 _COMPARED = ("height", "width", "mean", "std")
 """What of the preprocessing must agree. The number format may differ: features are float32 and all but the same."""
 
@@ -67,8 +71,22 @@ def _search_faiss(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     import faiss
 
-    similarities, indices = faiss.knn(queries, gallery, count, metric=faiss.METRIC_INNER_PRODUCT)
-    return similarities, indices
+    def search(start: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        rows = gallery[start : start + size]
+        scores, found = faiss.knn(queries, rows, min(count, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)
+        return scores, np.where(found < 0, found, found + start)
+
+    # faiss gives each of a few queries to one thread. So that one query has all of them, the gallery is cut up.
+    parts = max(1, threads_per_process(1) // len(queries))
+    size = max(_LEAST_ROWS, -(-len(gallery) // parts))
+    starts = range(0, len(gallery), size)
+    if len(starts) == 1:
+        return search(0)
+    with ThreadPoolExecutor(len(starts), "search") as pool:
+        found = list(pool.map(search, starts))
+    scores, indices = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(scores, best, 1), np.take_along_axis(indices, best, 1)
 
 
 def _search_numpy(

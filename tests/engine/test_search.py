@@ -28,10 +28,13 @@ def oracle(queries: NDArray[np.float32], gallery: NDArray[np.float32], top: int)
     return [sorted(range(len(gallery)), key=lambda i: (-row[i], i))[:top] for row in scores]
 
 
-@pytest.fixture(params=["faiss", "numpy"])
+@pytest.fixture(params=["faiss", "faiss in parts", "numpy"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "faiss":
+    if request.param.startswith("faiss"):
         pytest.importorskip("faiss")
+        if request.param != "faiss":
+            monkeypatch.setattr(search, "threads_per_process", lambda _: 9)
+            monkeypatch.setattr(search, "_LEAST_ROWS", 2)
     else:
         monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
         monkeypatch.setattr(search, "_BLOCK_BYTES", 400)
