@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+STAGES = ("extract", "neighbors", "jaccard", "clustering", "memory", "train", "evaluate", "save")
+"""The stages of an epoch, in order."""
+
 
 @dataclass
 class TrainState:
@@ -58,8 +61,6 @@ class TrainState:
 
     def seconds_by_stage(self) -> dict[str, float]:
         """Return how long each stage took in all epochs done, in the order of an epoch."""
-        totals: dict[str, float] = {}
-        for line in self.metrics:
-            for stage, seconds in line.get("seconds", {}).items():
-                totals[stage] = round(totals.get(stage, 0.0) + seconds, 3)
-        return totals
+        lines = [line.get("seconds", {}) for line in self.metrics]
+        totals = {stage: sum(line.get(stage, 0.0) for line in lines) for stage in STAGES}
+        return {stage: round(seconds, 3) for stage, seconds in totals.items() if seconds}

@@ -158,7 +158,7 @@ def outcome(logs: Path) -> dict[str, Any]:
     lines = []
     for line in run.read_metrics():
         lines.append({key: value for key, value in line.items() if key not in {"seconds", "images_per_second"}})
-    result = {key: value for key, value in run.read_result().items() if key != "run"}
+    result = {key: value for key, value in run.read_result().items() if key not in {"run", "seconds"}}
     return {"metrics": lines, "result": result, "model": content["model"], "best": content["training"]["best"]}
 
 
