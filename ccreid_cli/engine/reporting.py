@@ -69,7 +69,6 @@ def write_report(
 
     path = out or run.path / FILE_NAME
     atomic_write_text(path, render(content))
-    reporter.message(f"report: {path}")
     return path
 
 

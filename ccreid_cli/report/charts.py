@@ -212,6 +212,8 @@ def _finish(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: _short(place)))
     if from_zero:
         axes.set_ylim(bottom=0)
+    if percent:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 100.5))
     axes.set_xlabel(x_label, loc="right", labelpad=1)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
