@@ -31,7 +31,10 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     stages: Annotated[
-        list[str] | None, typer.Argument(help="labels, store, step, extract, eval or all. Default: all.")
+        list[str] | None,
+        typer.Argument(
+            help="labels, store, step, extract, eval or all. Default: all.", autocompletion=opt.completing.bench_stages
+        ),
     ] = None,
     num_images: Annotated[
         int | None,

@@ -43,6 +43,7 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 PROGRESS_STYLES = ("auto", "rich", "plain", "json", "none")
 WEIGHT_FORMS = ("official", "safetensors", "torchvision")
+BENCH_STAGES = ("store", "extract", "labels", "step", "eval")
 SHELLS = ("bash", "zsh", "fish", "powershell")
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -143,3 +144,8 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
 def shells(incomplete: str) -> list[str]:
     """Offer shells."""
     return _starting(SHELLS, incomplete)
+
+
+def bench_stages(incomplete: str) -> list[str]:
+    """Offer the stages that can be measured."""
+    return _starting([*BENCH_STAGES, "all"], incomplete)

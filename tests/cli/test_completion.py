@@ -28,6 +28,7 @@ COMPLETIONS = Path(__file__).parents[2] / "completions"
 
 def test_lists_are_those_of_the_registries() -> None:
     from ccreid_cli.data.catalog import CATALOG
+    from ccreid_cli.engine.bench import STAGES
     from ccreid_cli.models.backbones import BACKBONES
     from ccreid_cli.models.export import EXPORT_SUFFIXES
     from ccreid_cli.models.pooling import POOLINGS
@@ -39,6 +40,7 @@ def test_lists_are_those_of_the_registries() -> None:
     assert set(completing.POOLINGS) == set(POOLINGS)
     assert set(completing.WEIGHT_FORMS) == set(EXPORT_SUFFIXES)
     assert set(completing.SHELLS) == set(SCRIPTS)
+    assert tuple(STAGES) == completing.BENCH_STAGES
     assert completing.PROGRESS_STYLES == STYLES
     assert sorted(path.stem for path in completing.RECIPES.glob("*.toml")) == recipe_names()
 
@@ -102,6 +104,8 @@ def _offered(*words: str) -> list[str]:
         (["data", "fetch", "al"], ["all"]),
         (["weights", "convert", "plain", "--to", ""], ["official", "safetensors", "torchvision"]),
         (["completion", "p"], ["powershell"]),
+        (["bench", "st"], ["store", "step"]),
+        (["bench", "step", "l"], ["labels"]),
         (["train", "--prec"], ["--precision"]),
         (["train", "--precision", "fp32", "--prec"], []),
         (["train", "--vers"], []),
