@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -103,6 +104,10 @@ def exit_code_of(error: CcreidError) -> int:
 def main() -> None:
     """Run the command line and leave with its exit code. No traceback reaches a user, but under CCREID_DEBUG=1."""
     debug = os.environ.get("CCREID_DEBUG") == "1"
+    # A stream that the caller closed is None.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as the process lives
     try:
         for name in ("SIGINT", "SIGTERM", "SIGUSR1"):  # the last is SLURM's notice; Windows has none
             if hasattr(signal, name):

@@ -20,6 +20,9 @@ PIPE_WIDTH = 1000
 NAME_WIDTH = 30
 """Most columns of a name that is never broken."""
 
+TEXT_WIDTH = 10
+"""Columns at which words of a table may be broken over lines."""
+
 HELP_WIDTH = 100
 """Most columns of a page of help."""
 
@@ -120,6 +123,33 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _is_numeric(index: int, cells: Sequence[Sequence[str]]) -> bool:
+    """Whether a column holds numbers; the first one holds names."""
+    return index > 0 and all(row[index][:1] in "0123456789-–" for row in cells)
+
+
+def _least_width(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """Return the columns of a terminal that a table needs so that no number and no short word is broken."""
+    widths = []
+    for index, column in enumerate(columns):
+        longest = max((len(text) for text in (column, *(row[index] for row in cells))), default=0)
+        widths.append(longest if _is_numeric(index, cells) else min(longest, TEXT_WIDTH))
+    return sum(widths) + 3 * len(widths)
+
+
+def _print_records(console: Console, title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """Show a table that is too wide for the terminal as one paragraph for each row."""
+    from rich.markup import escape
+
+    if title:
+        console.print(f"[bold]{escape(title)}[/]")
+    for row in cells:
+        console.print(f"\n[bold]{escape(row[0])}[/]")
+        for column, text in zip(columns[1:], row[1:], strict=True):
+            console.print(f"  {escape(column)}: {escape(text)}")
+    console.print()
+
+
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False
 ) -> None:
@@ -136,19 +166,22 @@ def print_table(
     from rich.table import Table
 
     cells = [[_cell(value) for value in row] for row in rows]
+    console = talk() if to_stderr else _results()
+    if _least_width(columns, cells) > console.width:
+        _print_records(console, title, columns, cells)
+        return
     table = Table(
         box=box.SIMPLE_HEAD,
         show_header=any(columns),
         pad_edge=False,
     )
     for index, column in enumerate(columns):
-        numeric = index > 0 and all(row[index][:1] in "0123456789-–" for row in cells)
+        numeric = _is_numeric(index, cells)
         # The first column names things: a name is copied, so it stays whole where there is room for it.
         is_name = index == 0 and max((len(row[0]) for row in cells), default=0) <= NAME_WIDTH
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=is_name)
     for row in cells:
         table.add_row(*(escape(cell) for cell in row))
-    console = talk() if to_stderr else _results()
     if title:
         console.print(escape(title), style="bold", soft_wrap=True)
     console.print(table)

@@ -52,6 +52,19 @@ def _summary(run: RunFolder) -> dict[str, Any]:
     }
 
 
+def _summary_or_damage(run: RunFolder) -> dict[str, Any]:
+    """Return what the list shows of a run, of one whose settings cannot be read too: it must not hide the others."""
+    from ccreid_cli.core.errors import CcreidError
+
+    try:
+        return _summary(run)
+    except CcreidError as error:
+        output.warn(f"{run.path} is damaged: {error.message}")
+    unknown: dict[str, Any] = {"dataset": "?", "arch": "?", "epochs": None, "last": {}, "best": {}, "seconds": None}
+    done = len(run.read_metrics())
+    return {"run": run.path.name, "folder": str(run.path), "epochs_done": done, "state": "damaged", **unknown}
+
+
 def _state(run: RunFolder, done: int, epochs: int) -> str:
     from ccreid_cli.core.locks import read_owner
 
@@ -67,7 +80,7 @@ def list_all(logs_dir: opt.LogsDir = None, as_json: opt.Json = False) -> None:
     from ccreid_cli.engine.run_folder import list_runs
 
     folder = logs_dir_or_default(logs_dir)
-    summaries = [_summary(run) for run in list_runs(folder)]
+    summaries = [_summary_or_damage(run) for run in list_runs(folder)]
     if as_json:
         output.print_json({"runs": summaries})
         return
@@ -79,7 +92,7 @@ def list_all(logs_dir: opt.LogsDir = None, as_json: opt.Json = False) -> None:
             summary["run"],
             Path(summary["dataset"]).name,
             summary["arch"],
-            f"{summary['epochs_done']}/{summary['epochs']}",
+            f"{summary['epochs_done']}/{summary['epochs'] or '?'}",
             summary["state"],
             _percent(summary, "last"),
             _percent(summary, "best"),

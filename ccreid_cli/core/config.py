@@ -30,7 +30,7 @@ CLUSTER_DEFAULTS: dict[str, dict[str, Any]] = {
 class TrainConfig(BaseModel):
     """Every setting of a training run. Unknown names are errors; values are checked on entry."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False, allow_inf_nan=False)
 
     # data
     dataset: str = Field("market1501", min_length=1)

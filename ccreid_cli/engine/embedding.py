@@ -24,7 +24,7 @@ from ccreid_cli.data.image_list import ImageList
 from ccreid_cli.data.image_store import ImageStore
 from ccreid_cli.engine.checkpoint import digest
 from ccreid_cli.engine.device import resolve_precision
-from ccreid_cli.engine.extraction import default_batch_size, extract_features
+from ccreid_cli.engine.extraction import checked_batch_size, extract_features
 from ccreid_cli.engine.scoring import LoadedModel, ModelRequest, load_network
 from ccreid_cli.engine.session import probe_precision
 from ccreid_cli.models.reid_net import ReidNet
@@ -126,7 +126,7 @@ class Embedder:
 
         Raises:
             DataError: Files are missing or broken; the message names them.
-            UsageError: Something is neither a path nor an image.
+            UsageError: Something is neither a path nor an image, or the batch size is less than 1.
         """
         items = _as_list(images)
         if items and all(isinstance(item, str | os.PathLike) for item in items):
@@ -210,7 +210,7 @@ class _Rows:
 
     def __init__(self, embedder: Embedder, capacity: int, batch_size: int | None) -> None:
         self.embedder = embedder
-        self.batch_size = batch_size or default_batch_size(embedder.device)
+        self.batch_size = checked_batch_size(batch_size, embedder.device)
         self.features = np.empty((capacity, embedder.embedding_dim), dtype=np.float32)
         self.filled = 0
         self.waiting: list[NDArray[np.uint8]] = []

@@ -151,6 +151,7 @@ def export_model(
     expected = embedder.embed_pixels(images)
     inputs = images if uint8_input else _prepared(images)
     with atomic_path(out) as temporary:
+        temporary.touch()  # a place that cannot be written says so here, not in the exporters' words
         if form == "safetensors":
             _write_safetensors(embedder, temporary)
             found = _read_safetensors(temporary, embedder.preprocessing).embed_pixels(images)

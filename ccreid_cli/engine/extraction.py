@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.data.augment import normalize
 from ccreid_cli.data.image_source import ImageSet
@@ -21,6 +22,17 @@ _IMAGES_MAPPED = 4096
 def default_batch_size(device: torch.device) -> int:
     """Return a batch for inference: large on a GPU, small enough for the caches of a CPU."""
     return 512 if device.type == "cuda" else 64
+
+
+def checked_batch_size(batch_size: int | None, device: torch.device) -> int:
+    """Return the batch that was asked for, or what suits the device.
+
+    Raises:
+        UsageError: It is less than one image.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"a batch of {batch_size} images cannot be computed.", "Use a --batch-size of at least 1.")
+    return batch_size or default_batch_size(device)
 
 
 @torch.inference_mode()
@@ -54,7 +66,7 @@ def extract_features(
     """
     group = group or Group()
     reporter = reporter or SilentReporter()
-    size = batch_size or default_batch_size(device)
+    size = checked_batch_size(batch_size, device)
     start, stop = group.bounds(len(store))
     was_training = model.training
     model.eval()

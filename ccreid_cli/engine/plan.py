@@ -260,6 +260,9 @@ def plan_recipe(
     Returns:
         What `predict` returns, one for each pair.
     """
+    for value in images:
+        if not 1 <= value < math.inf:
+            raise UsageError(f"--images {value:g} is no number of images.", "Example: --images 1e6.")
     found = {result.stage: result for result in measured if not result.error}
     sizes = published_sizes(config)
     draws = config.iters * config.batch_size / (sizes[0] if sizes else 12_936)

@@ -113,6 +113,7 @@ def open_gallery(path: Path, embedder: Embedder, reporter: Reporter) -> Embeddin
         DataError: The file is damaged, or its features are of another model or other preprocessing.
     """
     gallery = read_embeddings(path)
+    _check_finite(gallery.features, path)
     if gallery.about:
         check_same_model(gallery.about, embedder.about(), path)
     else:
@@ -124,6 +125,17 @@ def open_gallery(path: Path, embedder: Embedder, reporter: Reporter) -> Embeddin
             "Extract the gallery with the same model: `ccreid extract`.",
         )
     return gallery
+
+
+def _check_finite(features: NDArray[np.float32], path: Path) -> None:
+    """Raise a DataError that names the first row with a value that is no number: a search would pass it over."""
+    ones = np.ones(features.shape[1], dtype=np.float32)
+    rows = max(1, _BLOCK_BYTES // (4 * max(1, features.shape[1])))
+    for start in range(0, len(features), rows):
+        bad = ~np.isfinite(features[start : start + rows] @ ones)  # a sum is as finite as its terms
+        if bad.any():
+            row = start + int(bad.argmax())
+            raise DataError(f"{path}: features holds NaN or infinity, first in row {row}.", "Extract them again.")
 
 
 def check_same_model(gallery: Mapping[str, Any], query: Mapping[str, Any], path: Path) -> None:

@@ -336,7 +336,15 @@ class Trainer:
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"the checkpoint does not fit the run's own settings: {error}") from error
         if self.group.is_main:
+            self._take_over_save_times()
             self.run.write_metrics(self.state.metrics)
+
+    def _take_over_save_times(self) -> None:
+        """Fill in what a checkpoint cannot know: how long it took to write it."""
+        known = {line.get("epoch"): line.get("seconds", {}).get("save") for line in self.run.read_metrics()}
+        for line in self.state.metrics:
+            if known.get(line["epoch"]) is not None:
+                line["seconds"].setdefault("save", known[line["epoch"]])
 
     def _interrupted(self) -> Interrupted:
         state = self.state

@@ -45,6 +45,7 @@ from ccreid_cli.engine.trainer import Trainer
 from ccreid_cli.engine.writers import require_writers
 from ccreid_cli.models.backbones import BACKBONES
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
+from ccreid_cli.pseudo_labels.clustering import require_infomap
 
 DatasetHook = Callable[[ReidDataset], None]
 
@@ -153,6 +154,8 @@ def resume(
         here = {"device": str(session.choice.device), "logs_dir": run.path.parent.absolute(), "name": run.path.name}
         config = config.model_copy(update=here)
         _refuse_impossible(config)
+        if content is not None:
+            _check_epochs(content["training"]["epoch"], config, session)
         dataset = _read_dataset(config, session, on_dataset)
         if content is not None:
             _check_same_images(content, dataset)
@@ -196,6 +199,10 @@ def _refuse_impossible(config: TrainConfig) -> None:
     if config.arch not in BACKBONES:
         hint = did_you_mean(config.arch, BACKBONES) or f"Known architectures: {', '.join(BACKBONES)}."
         raise UsageError(f'there is no architecture "{config.arch}".', hint)
+    if config.name is not None and (config.name in {"", ".", ".."} or any(part in config.name for part in "/\\\0")):
+        raise UsageError(f'--name "{config.name}" is no name of a folder.', "Use --logs-dir for where it lies.")
+    if config.cluster == "infomap":
+        require_infomap()
     share_chunks(config.batch_size, config.samples_per_bn, launched_world())
     cluster_settings(config)
     require_writers(config.tensorboard, config.wandb)
@@ -280,6 +287,16 @@ def _owned(run: RunFolder, session: _Session) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _check_epochs(done: int, config: TrainConfig, session: _Session) -> None:
+    if done > config.epochs:
+        raise UsageError(
+            f"--epochs {config.epochs} is less than the {done} epochs that the run has.",
+            "Give more to go on, or none to see its result.",
+        )
+    if done == config.epochs:
+        session.reporter.message(f"all {done} epochs are done; a larger --epochs goes on.")
 
 
 def _check_same_images(content: Mapping[str, Any], dataset: ReidDataset) -> None:

@@ -54,7 +54,7 @@ def _explain_not_a_file(path: Path) -> None:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a weight file.", "Name the file inside it.")
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist.", "`ccreid weights where` shows what is on this machine.")
+        raise CheckpointError(f"{path} does not exist.", "`ccreid weights list` shows what is on this machine.")
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file.")
     if path.stat().st_size == 0:

@@ -351,3 +351,44 @@ def test_start_up_is_not_much_more_than_that_of_its_libraries() -> None:
         completion.append(_cpu_seconds([sys.executable, "-c", words], _CCREID_OFFER="quoted"))
     assert min(page) < 2.25 * min(libraries)
     assert min(completion) < 2 * min(libraries)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["eval", "--resume", "RUN", "-b", "-5"], "-5"),
+        (["extract", "DATASET", "--resume", "RUN", "-b", "0", "-o", "f.npz"], "0"),
+        (["train", "-d", "toy", "--lr", "1e400", "--dry-run"], "lr"),
+        (["train", "-d", "toy", "--name", "../evil"], "../evil"),
+        (["bench", "--plan", "--images", "nan", "--rates", "RATES"], "nan"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_impossible_numbers_and_names_are_usage(
+    cli: Cli, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], word: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stages = [{"stage": stage, "size": "", "count": 8, "seconds": 1.0} for stage in ("extract", "labels", "step")]
+    for row in stages:
+        row |= {"parts": {"neighbors": 1.0}, "numbers": {"dim": 8, "batch": 8, "parameters": 8}}
+    Path("rates.json").write_text(json.dumps({"results": stages}))
+    places = {"RUN": str(trained.logs_dir / trained.name), "DATASET": str(trained.dataset), "RATES": "rates.json"}
+    result = cli(*(places.get(argument, argument) for argument in arguments))
+    assert result.code == 2 and word in result.err and "bug" not in result.err
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_damaged_run_does_not_hide_the_others(cli: Cli, trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "recipe.toml").write_text("bad =")
+    (tmp_path / "whole").symlink_to(trained.logs_dir / trained.name)
+    result = cli("runs", "list", "--logs-dir", tmp_path)
+    assert result.code == 0 and "damaged" in result.out and "whole" in result.out and "TOML" in result.err
+    listed = json.loads(cli("runs", "list", "--logs-dir", tmp_path, "--json").out)["runs"]
+    assert {run["run"]: run["state"] for run in listed} == {"broken": "damaged", "whole": "finished"}
+
+
+def test_closed_stdout_is_no_bug() -> None:
+    command = f"{sys.executable} -m ccreid_cli recipes >&-"
+    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert found.returncode == 0 and "bug" not in found.stderr

@@ -79,3 +79,17 @@ def test_stages_with_their_share(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_a_terminal_the_answer_is_no() -> None:
     assert output.ask("Delete?") is False
+
+
+def test_a_narrow_terminal_breaks_no_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {"mAP": 0.826, "mINP": 0.5, "rank1": 0.93, "rank5": 0.97, "rank10": 0.98}
+    evaluation = {**scores, "num_queries": 3368, "num_queries_skipped": 0}
+    monkeypatch.setenv("COLUMNS", "60")
+    output._results.cache_clear()
+    output.print_evaluations("final", {"last (epoch 50)": evaluation})
+    output._results.cache_clear()
+    text = capsys.readouterr().out
+    assert "last (epoch 50)" in text and "mAP %: 82.6" in text and "rank-10: 98.0" in text and "queries: 3,368" in text
+    assert all(len(line) <= 60 for line in text.splitlines())

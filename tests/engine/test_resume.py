@@ -151,6 +151,17 @@ def test_what_may_change(tiny_data: Path, tmp_path: Path, undisturbed: dict[str,
     assert len(tiny.run_of(moved).store().numbered()) == 1
 
 
+def test_fewer_epochs_than_done_are_refused_and_save_times_stay(tiny_data: Path, tmp_path: Path) -> None:
+    tiny.train(tiny_data, tmp_path)
+    run = tiny.run_of(tmp_path)
+    settings, metrics = run.read_config(), run.read_metrics()
+    with pytest.raises(UsageError, match="less than the 2 epochs"):
+        tiny.resume(tmp_path, epochs=1)
+    assert run.read_config() == settings
+    result = tiny.resume(tmp_path)
+    assert run.read_metrics() == metrics and result["seconds"]["save"] > 0
+
+
 def test_evaluating_less_often_changes_no_loss(tiny_data: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     losses = stopped_run(tiny_data, tmp_path, 2)
     with tiny.watched() as watch:
