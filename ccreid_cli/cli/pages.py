@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ccreid_cli.cli import output
+from ccreid_cli.core.errors import UsageError
 
 PANELS = ("Main", "Use a model", "Data and weights", "Runs", "Features", "System")
 """The groups of commands, in the order in which a person comes to need them."""
@@ -20,8 +21,20 @@ PANELS = ("Main", "Use a model", "Data and weights", "Runs", "Features", "System
 Sections = dict[str, list[tuple[str, str]]]
 
 
+WITHOUT_EFFECT = ("--eps-gap", "--dsbn", "--test-source")
+"""Options of the official code that alter nothing there."""
+
+
 class PageCommand(TyperCommand):
     """A command with a page of its own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse what has no effect in this method, in plainer words than an unknown option."""
+        for word in args:
+            name = word.partition("=")[0]
+            if name in WITHOUT_EFFECT:
+                raise UsageError(f"{name} has no effect in Cluster Contrast, so it is not accepted.", "Leave it out.")
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the page; `formatter`, which would hold it as plain text, stays empty."""

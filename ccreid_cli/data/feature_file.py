@@ -146,7 +146,9 @@ def _load(path: Path, need_ids: bool) -> Mapping[str, NDArray[Any]]:
         with loaded:
             return {name: _read_array(path, loaded, name) for name in loaded.files if name in _KNOWN}
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-        raise DataError(f"{path} is no readable NumPy file: {error}.", _write_hint(need_ids)) from error
+        # NumPy takes whatever it does not know for a pickle, and advises to trust it.
+        reason = "it is something else, or a pickle" if "pickle" in str(error) else str(error)
+        raise DataError(f"{path} is no readable NumPy file: {reason}.", _write_hint(need_ids)) from error
 
 
 def _read_array(path: Path, loaded: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:

@@ -67,7 +67,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             torch.save(whole, temporary)
         except RuntimeError as error:
             # PyTorch's zip writer reports a full disk as a RuntimeError.
-            raise OSError(28, f"the disk is full or not writable ({str(error).splitlines()[0]})") from error
+            raise OSError(28, "the disk is full or not writable") from error
         read_checkpoint(temporary)
 
 

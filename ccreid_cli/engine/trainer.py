@@ -320,7 +320,12 @@ class Trainer:
             "training": {"optimizer": self.optimizer.state_dict(), **self.state.pack()},
         }
         store = self.run.store(self.config.keep)
-        store.save(content, epoch=self.state.epoch, step=self.state.step, is_best=is_best)
+        try:
+            store.save(content, epoch=self.state.epoch, step=self.state.step, is_best=is_best)
+        except DataError as error:
+            self.run.log(f"not saved: {error.message}")
+            resume = f"`ccreid resume {shlex.quote(str(self.run.path))}` goes on from the save before."
+            raise DataError(error.message, f"{error.hint} {resume}") from error
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take over a checkpoint that `save` wrote, in every process, and make the run's files agree with it.
