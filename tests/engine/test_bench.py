@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from ccreid_cli.cli import bench as command
+from ccreid_cli.cli import output
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.engine import bench, bench_stages, measure
@@ -254,6 +255,8 @@ def _run(*arguments: str) -> str:
     app.callback()(lambda: None)
     command.register(app)
     small = ["-a", "tiny", "--height", "32", "--width", "16", "--device", "cpu", "--precision", "fp32", "--dim", "16"]
+    output.talk.cache_clear()  # whatever terminal an earlier test made up
+    output._results.cache_clear()
     result = CliRunner().invoke(app, ["bench", *arguments, *small, "--budget", "0.02", "--progress", "none"])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
