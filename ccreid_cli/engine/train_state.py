@@ -64,3 +64,26 @@ class TrainState:
         lines = [line.get("seconds", {}) for line in self.metrics]
         totals = {stage: sum(line.get(stage, 0.0) for line in lines) for stage in STAGES}
         return {stage: round(seconds, 3) for stage, seconds in totals.items() if seconds}
+
+    def take_over_save_times(self, lines: list[dict[str, Any]]) -> None:
+        """Fill in, from the metrics on disk, what a checkpoint cannot know: how long it took to write it."""
+        known = {line.get("epoch"): line.get("seconds", {}).get("save") for line in lines}
+        for line in self.metrics:
+            if known.get(line["epoch"]) is not None:
+                line["seconds"].setdefault("save", known[line["epoch"]])
+
+
+def describe_epoch(line: dict[str, Any], epochs: int) -> str:
+    """Return an epoch's metrics as one readable line."""
+    parts = [
+        f"epoch {line['epoch'] + 1}/{epochs}",
+        f"loss {line['loss']:.3f}",
+        f"{line['num_clusters']:,} clusters",
+        f"{line['num_outliers']:,} outliers",
+    ]
+    if "ari" in line:
+        parts.append(f"ARI {line['ari']:.3f}")
+    if "mAP" in line:
+        parts.append(f"mAP {100 * line['mAP']:.1f} %  rank-1 {100 * line['rank1']:.1f} %")
+    parts.append(f"{sum(line['seconds'].values()):.1f} s")
+    return "  ".join(parts)

@@ -16,23 +16,22 @@ import numpy as np
 import torch
 
 from ccreid_cli.contrast.memory import ClusterMemory
-from ccreid_cli.contrast.sampling import batches_are_short, sample_epoch
+from ccreid_cli.contrast.sampling import batches_are_short
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import CheckpointError, DataError, Interrupted
 from ccreid_cli.core.reporter import Reporter, Task
-from ccreid_cli.data.augment import draw_augmentation
 from ccreid_cli.data.image_source import ImageSet
 from ccreid_cli.data.splits import ReidDataset
-from ccreid_cli.engine.device import derived_seed
 from ccreid_cli.engine.distributed import Group
+from ccreid_cli.engine.epoch_batches import EpochBatches
 from ccreid_cli.engine.extraction import extract_features
 from ccreid_cli.engine.host_memory import return_freed_memory
 from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.engine.run_folder import RunFolder
 from ccreid_cli.engine.session import TestSet
 from ccreid_cli.engine.signals import StopFlag, StopRequested
-from ccreid_cli.engine.steps import Batch, TrainStep, make_optimizer
-from ccreid_cli.engine.train_state import TrainState
+from ccreid_cli.engine.steps import TrainStep, make_optimizer
+from ccreid_cli.engine.train_state import TrainState, describe_epoch
 from ccreid_cli.engine.writers import MetricWriter, make_writers
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.clustering import label_quality
@@ -175,7 +174,7 @@ class Trainer:
         memory = ClusterMemory(
             state.centroids.to(device), temperature=config.temp, momentum=config.momentum, use_hard=config.use_hard
         )
-        batches = self._draw_batches(state.labels.numpy())
+        batches = EpochBatches(config, state.labels, self.dataset.train.camera_ids, state.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * LR_DECAY ** (state.epoch // config.step_size)
         self.model.train()
@@ -184,7 +183,7 @@ class Trainer:
         with self.reporter.task(f"train epoch {state.epoch + 1}", config.iters, "it") as bar:
             bar.advance(first)
             for number in range(first, config.iters):
-                losses[number] = self.step(self._batch(batches[number], state.labels, number), memory)
+                losses[number] = self.step(batches[number], memory)
                 bar.advance()
                 if (number + 1) % config.print_freq == 0 or number + 1 == config.iters:
                     self._show_loss(losses, number + 1, bar, task)  # the one wait for a GPU in this loop
@@ -203,30 +202,12 @@ class Trainer:
             return torch.zeros(self.config.iters, device=self.group.device)
         return saved.to(self.group.device, copy=True)
 
-    def _draw_batches(self, labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        seed = derived_seed("sample", self.config.seed, self.state.epoch)
-        return sample_epoch(
-            labels,
-            self.dataset.train.camera_ids,
-            batch_size=self.config.batch_size,
-            num_instances=self.config.num_instances,
-            num_batches=self.config.iters,
-            use_cameras=self.config.use_cameras,
-            generator=np.random.default_rng(seed),
-        )
-
-    def _batch(self, indices: np.ndarray[Any, np.dtype[np.int64]], labels: torch.Tensor, number: int) -> Batch:
-        step = (self.config.seed, self.state.epoch, number)
-        generator = torch.Generator().manual_seed(derived_seed("augment", *step))
-        plan = draw_augmentation(len(indices), self.config.height, self.config.width, generator)
-        return Batch(indices, labels[torch.from_numpy(indices)], plan, derived_seed("network", *step))
-
     def _show_loss(self, losses: torch.Tensor, steps: int, bar: Task, task: Task) -> None:
         mean = _mean(self.group.sum_(losses.clone())[:steps])
         if not np.isfinite(mean):
             raise DataError(
                 f"the loss is not a number any more (epoch {self.state.epoch + 1}, step {steps}).",
-                "Try a lower --lr, or --precision fp32. The last save is untouched.",
+                "Try a lower --lr, or --precision fp32. What was saved before stays.",
             )
         bar.note(loss=round(mean, 3))
         task.note(loss=round(mean, 3))
@@ -275,7 +256,7 @@ class Trainer:
         line["seconds"]["save"] = round(time.perf_counter() - start, 3)
         if self._writers:
             self._writers.write(line)
-            self._say(_describe(line, self.config.epochs))
+            self._say(describe_epoch(line, self.config.epochs))
 
     def _save_within_epoch(self, done: int, losses: torch.Tensor, memory: ClusterMemory) -> None:
         """Save when a signal asks for it (then leave) or when ``--save-every`` says so."""
@@ -341,15 +322,8 @@ class Trainer:
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"the checkpoint does not fit the run's own settings: {error}") from error
         if self.group.is_main:
-            self._take_over_save_times()
+            self.state.take_over_save_times(self.run.read_metrics())
             self.run.write_metrics(self.state.metrics)
-
-    def _take_over_save_times(self) -> None:
-        """Fill in what a checkpoint cannot know: how long it took to write it."""
-        known = {line.get("epoch"): line.get("seconds", {}).get("save") for line in self.run.read_metrics()}
-        for line in self.state.metrics:
-            if known.get(line["epoch"]) is not None:
-                line["seconds"].setdefault("save", known[line["epoch"]])
 
     def _interrupted(self) -> Interrupted:
         state = self.state
@@ -388,19 +362,3 @@ class Trainer:
 
 def _mean(losses: torch.Tensor) -> float:
     return float(losses.cpu().double().mean())
-
-
-def _describe(line: dict[str, Any], epochs: int) -> str:
-    """Return an epoch's metrics as one readable line."""
-    parts = [
-        f"epoch {line['epoch'] + 1}/{epochs}",
-        f"loss {line['loss']:.3f}",
-        f"{line['num_clusters']:,} clusters",
-        f"{line['num_outliers']:,} outliers",
-    ]
-    if "ari" in line:
-        parts.append(f"ARI {line['ari']:.3f}")
-    if "mAP" in line:
-        parts.append(f"mAP {100 * line['mAP']:.1f} %  rank-1 {100 * line['rank1']:.1f} %")
-    parts.append(f"{sum(line['seconds'].values()):.1f} s")
-    return "  ".join(parts)
