@@ -12,8 +12,8 @@ from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import data_dir_or_default
 
 if TYPE_CHECKING:
-    from ccreid_cli.core.reporter import Reporter
     from ccreid_cli.data.catalog import DatasetInfo
+    from ccreid_cli.data.install import BundleReport
 
 data_app = typer.Typer(help="List, fetch, verify and show datasets.", no_args_is_help=True)
 
@@ -109,25 +109,18 @@ def fetch(
     Examples: `ccreid data fetch market1501`, `ccreid data fetch veri --archive VeRi_with_plate.zip`.
     """
     from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.data.catalog import BUNDLE_NAMES, CATALOG
     from ccreid_cli.data.install import install_bundle, install_dataset
 
-    reporter = make_reporter(progress)
     folder = data_dir_or_default(data_dir)
+    how: dict[str, Any] = {"archive": archive, "url": url, "keep_archive": keep_archive, "force": force}
+    how["reporter"] = make_reporter(progress)
     if name == "all":
-        _fetch_all(install_bundle, folder, url, archive, keep_archive, force, accept_terms, reporter, as_json)
+        accepted = _accept([CATALOG[member] for member in BUNDLE_NAMES], folder, accept_terms)
+        _show_bundle(install_bundle(folder, accepted=accepted, **how), as_json)
         return
     info = _info(name)
-    accepted = _accept([info], folder, accept_terms)
-    root = install_dataset(
-        info,
-        folder,
-        archive=archive,
-        url=url,
-        keep_archive=keep_archive,
-        force=force,
-        accepted=accepted,
-        reporter=reporter,
-    )
+    root = install_dataset(info, folder, accepted=_accept([info], folder, accept_terms), **how)
     if as_json:
         output.print_json({"name": name, "root": str(root)})
         return
@@ -135,30 +128,9 @@ def fetch(
     output.say(f"next: ccreid train -d {name}" + (f" --data-dir {folder}" if data_dir else ""))
 
 
-def _fetch_all(
-    install_bundle: Any,
-    folder: Path,
-    url: str | None,
-    archive: Path | None,
-    keep_archive: bool,
-    force: bool,
-    accept_terms: bool,
-    reporter: Reporter,
-    as_json: bool,
-) -> None:
+def _show_bundle(report: BundleReport, as_json: bool) -> None:
     from ccreid_cli.core.errors import DataError
-    from ccreid_cli.data.catalog import BUNDLE_NAMES, CATALOG
 
-    accepted = _accept([CATALOG[name] for name in BUNDLE_NAMES], folder, accept_terms)
-    report = install_bundle(
-        folder,
-        archive=archive,
-        url=url,
-        keep_archive=keep_archive,
-        force=force,
-        accepted=accepted,
-        reporter=reporter,
-    )
     if as_json:
         output.print_json(report.as_json())
     else:

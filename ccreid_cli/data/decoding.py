@@ -22,6 +22,7 @@ from ccreid_cli.core.reporter import Reporter
 Broken = list[tuple[int, str]]
 """(position among the paths, reason) of images that cannot be read."""
 
+BROKEN_SHOWN = 5
 CHUNK = 16
 T = TypeVar("T")
 
@@ -163,6 +164,13 @@ class Decoder:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def describe_broken(names: Sequence[object], broken: Broken) -> str:
+    """Name the first few files that could not be read, and say how many there are."""
+    shown = ", ".join(f"{names[position]} ({reason})" for position, reason in broken[:BROKEN_SHOWN])
+    more = f" and {len(broken) - BROKEN_SHOWN} more" if len(broken) > BROKEN_SHOWN else ""
+    return f"{len(broken)} of {len(names)} images cannot be read: {shown}{more}."
 
 
 def _gaps(broken: Broken) -> list[int]:

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_path, atomic_write_text
-from ccreid_cli.data.feature_file import normalize_rows, read_features
+from ccreid_cli.data.feature_file import UNREADABLE, normalize_rows, read_features
 from ccreid_cli.data.image_list import ImageList
 
 FORMAT = "ccreid-features"
@@ -145,7 +143,7 @@ def read_embeddings(path: Path) -> EmbeddingFile:
             found = _read_parquet(path)
         else:
             found = _read_npy(path) if suffix == ".npy" else _read_npz(path)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"{path} is no readable feature file: {error}.", "Make it again with `ccreid extract`."
         ) from error

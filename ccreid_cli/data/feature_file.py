@@ -21,6 +21,8 @@ from ccreid_cli.core.files import atomic_path
 
 _WRITE_HINT = "Write it with numpy.savez(path, features=...{more}); features is a matrix with one row per image."
 _ROWS_NAMED = 5
+UNREADABLE = (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+"""What NumPy and zipfile raise on a file of arrays that is damaged or something else."""
 _KNOWN = ("features", "ids", "cams")
 
 
@@ -145,7 +147,7 @@ def _load(path: Path, need_ids: bool) -> Mapping[str, NDArray[Any]]:
             return {"features": loaded}
         with loaded:
             return {name: _read_array(path, loaded, name) for name in loaded.files if name in _KNOWN}
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except UNREADABLE as error:
         # NumPy takes whatever it does not know for a pickle, and advises to trust it.
         reason = "it is something else, or a pickle" if "pickle" in str(error) else str(error)
         raise DataError(f"{path} is no readable NumPy file: {reason}.", _write_hint(need_ids)) from error

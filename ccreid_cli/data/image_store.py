@@ -16,10 +16,8 @@ from torch import Tensor
 from ccreid_cli.core.errors import DataError, DeviceError
 from ccreid_cli.core.paths import cache_folder as user_cache_folder
 from ccreid_cli.core.reporter import Reporter, SilentReporter
-from ccreid_cli.data.decoding import Broken, Decoder
+from ccreid_cli.data.decoding import Broken, Decoder, describe_broken
 from ccreid_cli.data.image_cache import ImageCache, leave_out
-
-BROKEN_SHOWN = 5
 
 
 class ImageStore:
@@ -130,16 +128,10 @@ def open_store(
     decoder = Decoder([str(Path(path).absolute()) for path in paths], height, width, workers, reporter)
     images, broken = _load_or_build(decoder, cache_folder, keep_broken=on_broken == "skip")
     if broken and on_broken == "error":
-        raise DataError(_describe(paths, broken), "Put whole copies in their place, or remove them.")
+        raise DataError(describe_broken(paths, broken), "Put whole copies in their place, or remove them.")
     if broken:
-        reporter.warning(f"{_describe(paths, broken)} They are left out.")
+        reporter.warning(f"{describe_broken(paths, broken)} They are left out.")
     return ImageStore(images, np.delete(np.arange(len(paths)), [position for position, _ in broken]))
-
-
-def _describe(paths: Sequence[Path], broken: Broken) -> str:
-    shown = ", ".join(f"{paths[position]} ({reason})" for position, reason in broken[:BROKEN_SHOWN])
-    more = f" and {len(broken) - BROKEN_SHOWN} more" if len(broken) > BROKEN_SHOWN else ""
-    return f"{len(broken)} of {len(paths)} images cannot be read: {shown}{more}."
 
 
 def _load_or_build(

@@ -18,7 +18,7 @@ from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from ccreid_cli.data.catalog import CATALOG
-from ccreid_cli.data.decoding import Broken, Decoder, decode
+from ccreid_cli.data.decoding import Broken, Decoder, decode, describe_broken
 from ccreid_cli.data.embedding_file import EmbeddingFile
 from ccreid_cli.data.image_list import ImageList
 from ccreid_cli.data.image_store import ImageStore
@@ -34,7 +34,6 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 _WORTH_A_TRIAL = 2048
 """Images from which on a trial of the number formats costs less than it may save."""
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,9 @@ class Embedder:
             UsageError: Something is neither a path nor an image, or the batch size is less than 1.
         """
         items = _as_list(images)
-        if items and all(isinstance(item, str | os.PathLike) for item in items):
-            found = self.embed_files([Path(os.fspath(item)) for item in items], batch_size=batch_size)  # type: ignore[arg-type]  # narrowed by all()
+        paths = [Path(item) for item in items if isinstance(item, str | os.PathLike)]
+        if paths and len(paths) == len(items):
+            found = self.embed_files(paths, batch_size=batch_size)
             if found.broken:
                 raise DataError(describe_broken([str(item) for item in items], found.broken))
             return found.features
@@ -240,17 +240,9 @@ class _Rows:
 
 
 def _as_list(images: Iterable[ImageLike] | ImageLike) -> list[ImageLike]:
-    single = isinstance(images, str | os.PathLike | Image.Image)
-    if single or (isinstance(images, np.ndarray) and images.ndim < 4):
-        return [images]  # type: ignore[list-item]  # one image, as just found
-    return list(images)  # type: ignore[arg-type]  # an iterable of images, as just found
-
-
-def describe_broken(names: Sequence[str], broken: Broken) -> str:
-    """Name the first few files that could not be read, and say how many there are."""
-    shown = ", ".join(f"{names[position]} ({reason})" for position, reason in broken[:_NAMED])
-    more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-    return f"{len(broken)} of {len(names)} images cannot be read: {shown}{more}."
+    if isinstance(images, str | os.PathLike | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
+        return [images]
+    return list(images)
 
 
 def embed_images(
