@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -105,9 +105,7 @@ def main() -> None:
     """Run the command line and leave with its exit code. No traceback reaches a user, but under CCREID_DEBUG=1."""
     debug = os.environ.get("CCREID_DEBUG") == "1"
     # A stream that the caller closed is None.
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as the process lives
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     try:
         for name in ("SIGINT", "SIGTERM", "SIGUSR1"):  # the last is SLURM's notice; Windows has none
             if hasattr(signal, name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import json
 import os
 import socket
@@ -15,10 +16,8 @@ from types import TracebackType
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: the exclusive file below does
-    fcntl = None  # type: ignore[assignment]  # the name stands for "not there"
+# Windows has no flock: the exclusive file below does.
+fcntl = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 _UNREADABLE_GRACE_SECONDS = 10.0  # a lock file without an owner this old was left by a crash, not by a slow writer

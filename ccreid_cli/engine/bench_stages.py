@@ -181,7 +181,7 @@ def _time_network(bench: Bench, model: ReidNet, inputs: torch.Tensor, precision:
             optimizer.zero_grad(set_to_none=True)
             with autocast(bench.device, precision):
                 features = model(inputs)
-            memory.loss(features, targets).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+            torch.autograd.backward(memory.loss(features, targets))
             optimizer.step()
             memory.update(features.detach(), targets)
 

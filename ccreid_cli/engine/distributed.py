@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ class Group:
         if self.is_main:
             self._notes.set(key, "done")
         self._wait(lambda notes: notes.check([key]))
-        return self.broadcast(value)  # type: ignore[return-value]  # rank 0 has put the value in
+        return self.broadcast(cast(T, value))  # rank 0 puts the value in
 
     def broadcast(self, value: T) -> T:
         """Return rank 0's `value` (any picklable object) on every rank."""

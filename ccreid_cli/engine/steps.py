@@ -203,7 +203,7 @@ class TrainStep:
             self._exchanging = is_last and parallel is not None
             # DistributedDataParallel averages gradients over processes; the loss is a sum over them.
             scale = self.group.world if parallel else 1
-            (loss * scale).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+            torch.autograd.backward(loss * scale)
         self._exchanging = False
         return loss.detach(), features.detach()
 
@@ -263,7 +263,7 @@ class TrainStep:
             start, fits = self._edges[0], False
             try:
                 loss, _ = self._loss(self.model, batch, memory, start, start + number)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+                torch.autograd.backward(loss)
                 fits = True
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
