@@ -6,6 +6,7 @@ Importing this package is cheap; PyTorch is imported when one of the two is firs
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Embedder", "__version__", "load_model"]
+
+# Operations that an Apple GPU lacks run on the CPU instead of failing. PyTorch reads this when it is imported.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 
 def __getattr__(name: str) -> Any:

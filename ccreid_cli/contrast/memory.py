@@ -86,7 +86,7 @@ class ClusterMemory:
         with torch.autocast(raw.device.type, enabled=False):
             features = functional.normalize(raw.to(torch.float32), dim=1)
             logits = features @ self.centroids.t() / self.temperature
-            return functional.cross_entropy(logits, targets.to(raw.device))
+            return functional.cross_entropy(logits, targets.to(raw.device, non_blocking=raw.is_cuda))
 
     @torch.no_grad()
     def update(self, features: Tensor, targets: Tensor) -> None:
@@ -105,7 +105,7 @@ class ClusterMemory:
         device = self.centroids.device
         features = functional.normalize(features.to(device, torch.float32), dim=1)
         sizes = torch.bincount(_ranks_within_clusters(targets)).tolist()  # waits for a GPU that holds the targets
-        targets = targets.to(device, non_blocking=True)
+        targets = targets.to(device, non_blocking=device.type == "cuda")
         if not self.use_hard:
             for round_ in torch.split(_by_rank(targets), sizes):
                 self._blend(features[round_], targets[round_])

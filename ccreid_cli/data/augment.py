@@ -99,7 +99,7 @@ def augment(images: Tensor, plan: AugmentPlan) -> Tensor:
     if len(plan) != len(images):
         raise ValueError(f"a plan for {len(plan)} images does not fit a batch of {len(images)}")
     todo = torch.cat([torch.stack([plan.flip.long(), plan.crop_top, plan.crop_left], dim=1), plan.erase], dim=1)
-    flip, top, left, *rectangle = todo.to(images.device, non_blocking=True).unbind(dim=1)
+    flip, top, left, *rectangle = todo.to(images.device, non_blocking=images.is_cuda).unbind(dim=1)
     pixels = _crop(_flip(images.permute(0, 2, 3, 1), flip.bool()), top, left)
     result = _normalize_pixels(pixels)
     _erase(result, rectangle)

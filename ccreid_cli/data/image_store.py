@@ -82,7 +82,9 @@ class ImageStore:
         Returns:
             (B, 3, height, width) uint8 in channels_last.
         """
-        chosen = torch.as_tensor(indices, device=self._rows.device)
+        chosen = torch.as_tensor(indices)
+        if self._rows.is_cuda:
+            chosen = chosen.to(self._rows.device, non_blocking=True)
         if self._rows.device.type == "cpu" and device.type == "cuda":
             # PyTorch's pinned allocator hands a buffer out again only after its copy is done.
             pinned = torch.empty((len(chosen), self._rows.shape[1]), dtype=torch.uint8, pin_memory=True)

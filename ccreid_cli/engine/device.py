@@ -81,8 +81,6 @@ def resolve_device(request: str = "auto") -> DeviceChoice:
         if name == "cuda":
             raise DeviceError(f"--device {request}: {problem}.", "Use --device cpu, or run `ccreid doctor`.")
     if torch.backends.mps.is_available():
-        # Operations that MPS lacks run on the CPU instead of failing.
-        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
         return DeviceChoice(torch.device("mps"), "Apple GPU")
     if name == "mps":
         raise DeviceError("--device mps: this machine has no Apple GPU that PyTorch can use.", "Use --device cpu.")
@@ -136,7 +134,6 @@ def resolve_precision(request: str, device: torch.device, probe: Callable[[str],
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
         if request == "bf16" and not supported:
             raise DeviceError("--precision bf16: this GPU has no bfloat16 units.", "Use --precision fp32.")
-        torch.set_float32_matmul_precision("high")
         return request if request != "auto" else ("bf16" if supported else "fp32")
     if request != "auto":
         return request
@@ -188,6 +185,11 @@ def derived_seed(*parts: int | str) -> int:
     """Return a 63-bit seed that is a pure function of `parts`, for example ("augment", seed, epoch, step)."""
     digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def choose_fastest_convolutions() -> None:
+    """Let cuDNN time its algorithms once for each shape: training meets few shapes, thousands of times each."""
+    torch.backends.cudnn.benchmark = True
 
 
 def make_deterministic() -> None:

@@ -1,6 +1,7 @@
 """What a step in parts sums up: batch-norm statistics and, where every bit counts, gradients.
 
-Sums are in double precision and rounded once, so that they do not depend on how the parts are shared out.
+Sums are in double precision and rounded once, so that they do not depend on how the parts are shared out. An Apple GPU
+has single precision only; it trains alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class RunningStatistics:
         self._all = list(model.buffers())
         self._before = [value.clone() for value in self._all]
         self._moving = [value for value in self._all if value.is_floating_point()]
-        self._sums = _double_zeros(self._moving)
+        self._sums = _zeros(self._moving)
 
     def remember(self) -> None:
         """Note the statistics before a step."""
@@ -57,7 +58,7 @@ class Gradients:
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters = [value for value in model.parameters() if value.requires_grad]
-        self._sums = _double_zeros(self._parameters)
+        self._sums = _zeros(self._parameters)
 
     def clear(self) -> None:
         """Forget the parts so far."""
@@ -78,8 +79,12 @@ class Gradients:
         _add_up(self._sums, [value.grad for value in self._parameters if value.grad is not None], group)
 
 
-def _double_zeros(like: list[torch.Tensor] | list[nn.Parameter]) -> list[torch.Tensor]:
-    return [torch.zeros(value.shape, dtype=torch.float64, device=value.device) for value in like]
+def _zeros(like: list[torch.Tensor] | list[nn.Parameter]) -> list[torch.Tensor]:
+    return [torch.zeros(value.shape, dtype=_widest_dtype(value.device), device=value.device) for value in like]
+
+
+def _widest_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _add_up(sums: list[torch.Tensor], results: list[torch.Tensor], group: Group) -> None:

@@ -21,6 +21,7 @@ from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.checkpoint import config_of
 from ccreid_cli.engine.device import (
     DeviceChoice,
+    choose_fastest_convolutions,
     derived_seed,
     device_for_resume,
     make_deterministic,
@@ -63,6 +64,8 @@ class _Session:
 def _session(device: str, timeout: float, deterministic: bool, reporter: Reporter) -> Iterator[_Session]:
     if deterministic:
         make_deterministic()  # before the first operation on a GPU
+    else:
+        choose_fastest_convolutions()
     choice = resolve_device(device)
     with process_group(choice.device, timeout) as group:
         reporter = reporter if group.is_main else SilentReporter()

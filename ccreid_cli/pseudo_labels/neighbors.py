@@ -272,12 +272,13 @@ def _block_bytes(device: torch.device) -> int:
     return int(max(_CPU_BLOCK_BYTES, free // 8))
 
 
-def exact_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def exact_product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """A matrix product with full float32 factors and sums, whatever the process allows elsewhere (TF32, split sums).
 
     Args:
         left: (n, D), bfloat16, float16 or float32.
         right: (D, m), the same type.
+        out: Where to write it.
 
     Returns:
         (n, m), the same type.
@@ -287,7 +288,7 @@ def exact_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     torch.set_float32_matmul_precision("highest")
     settings.allow_fp16_reduced_precision_reduction = False
     try:
-        return left @ right
+        return torch.mm(left, right, out=out)
     finally:
         torch.set_float32_matmul_precision(precision)
         settings.allow_fp16_reduced_precision_reduction = halves

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -111,9 +114,15 @@ def test_a_build_without_cuda(machine: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def test_apple_comes_before_the_cpu(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine([])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK", raising=False)
     assert resolve_device("auto").device.type == "mps"
-    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK")
+
+
+def test_what_an_apple_gpu_lacks_runs_on_the_cpu() -> None:
+    """PyTorch reads the variable when it is imported: the package has to set it before."""
+    name = "PYTORCH_ENABLE_MPS_FALLBACK"
+    program = f"import os, sys, ccreid_cli; assert 'torch' not in sys.modules; print(os.environ['{name}'])"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    assert subprocess.check_output([sys.executable, "-c", program], env=environment, text=True) == "1\n"
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:x", "cpu:1", ""])
