@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+from pretended_gpu import pretended
 from torch import Tensor, nn
 
 from ccreid_cli.cli.app import main
@@ -270,6 +271,8 @@ def _run_command(arguments: list[str], said: str, environment: dict[str, str]) -
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "CCREID_TEST_SLOW_SAVE" in os.environ:
         _make_saves_slow(float(os.environ["CCREID_TEST_SLOW_SAVE"]))
+    if "CCREID_TEST_GPU" in os.environ:
+        _lasting.enter_context(pretended(os.environ["CCREID_TEST_GPU"]))
     if os.environ.get("CCREID_TEST_FAILING_RANK") == os.environ.get("RANK", "0"):
         _fail_at_third_step()
     main()

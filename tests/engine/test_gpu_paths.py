@@ -1,0 +1,246 @@
+"""What GPUs do, on GPUs that are none: where tensors lie, which calls are made, and what is waited for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pretended_gpu
+import pytest
+import tiny
+import torch
+from pretended_gpu import Pretend, PretendedGpu, pretended
+from torch import nn
+
+from ccreid_cli.cli.app import main
+from ccreid_cli.core.config import TrainConfig
+from ccreid_cli.core.errors import Interrupted
+from ccreid_cli.engine import measure
+from ccreid_cli.engine.bench import run_bench
+from ccreid_cli.engine.bench_base import BenchSettings
+from ccreid_cli.engine.steps import TrainStep
+from ccreid_cli.models.reid_net import ReidNet
+from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
+
+KINDS = ["cuda", "mps"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def waits_of_steps(gpu: PretendedGpu) -> list[str]:
+    """Return where a training step waited for the GPU."""
+    return [wait for wait in gpu.waits if f"{TrainStep.__call__.__name__}:" in wait]
+
+
+def test_the_pretence_refuses_what_a_gpu_refuses() -> None:
+    with pretended() as gpu:
+        there, here = torch.ones(3, device="cuda"), torch.ones(3)
+        layer = nn.Linear(3, 2).to("cuda")
+        layer(there).sum().backward()
+        assert layer.weight.device.type == "cuda" and layer.weight.grad is not None
+        assert layer.weight.grad.is_cuda and isinstance(layer(there), Pretend) and not here.is_cuda
+        place = torch.tensor([1])
+        mixtures = (
+            lambda: there + here,
+            lambda: torch.cat([there, here]),
+            lambda: layer(here),
+            lambda: here[place.to("cuda")],
+            lambda: there.__setitem__(place, here[:1]),
+        )
+        there[place], there[1:] = there[place], here[1:]
+        for mixed in mixtures:
+            with pytest.raises(RuntimeError, match="same device"):
+                mixed()
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        assert gpu.waits == ["to"] * 3  # the weights on their way there, and a place
+        copy = there.cpu()
+        copy += 1
+        assert there.tolist() == [1, 1, 1] and not isinstance(copy, Pretend)
+        assert [wait.split()[0] for wait in gpu.waits[3:]] == ["cpu", "tolist"]
+    with pretended("mps"), pytest.raises(TypeError, match="float64"):
+        torch.ones(3, device="mps").double()
+    assert torch.ones(3).device.type == "cpu"
+
+
+def test_training_on_a_gpu(kind: str, tiny_data: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    """The whole of it: labels, memory, steps, evaluation and saves; the same losses as on the CPU."""
+    with pretended(kind) as gpu, tiny.watched() as watch:
+        tiny.train(tiny_data, tmp_path, device="auto", precision="auto", print_freq=3)
+    assert watch.losses == pytest.approx(undisturbed["losses"], abs=1e-4)
+    found, expected = tiny.outcome(tmp_path), undisturbed
+    assert found["result"]["last"]["mAP"] == pytest.approx(expected["result"]["last"]["mAP"], abs=0.02)
+    for line, other in zip(found["metrics"], expected["metrics"], strict=True):
+        assert line["num_clusters"] == other["num_clusters"] and line["num_outliers"] == other["num_outliers"]
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["device"] == f"{kind}:0" or environment["device"] == kind
+    assert environment["precision"] == ("bf16" if kind == "cuda" else "fp32")
+    assert gpu.waits
+    assert torch.get_float32_matmul_precision() == "highest"  # the loss, the memory and distances: no TF32
+
+
+@pytest.mark.parametrize("free", [pretended_gpu.FREE_BYTES, 1 << 16])
+def test_a_step_never_waits_for_the_gpu(
+    free: int, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither with the images on the GPU nor, where it has no room for them, in pinned memory."""
+    monkeypatch.setattr(pretended_gpu, "FREE_BYTES", free)
+    with pretended() as gpu:
+        tiny.train(tiny_data, tmp_path, device="cuda", precision="auto", samples_per_bn=4, print_freq=50)
+    assert not waits_of_steps(gpu)
+    waiting_loop = [wait for wait in gpu.waits if "_run_steps:" in wait]
+    assert len(waiting_loop) <= 6 * tiny.EPOCHS  # what is sent and fetched once an epoch, and the loss shown at its end
+
+
+def test_a_stopped_run_goes_on(kind: str, tiny_data: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    def interrupt(number: int) -> None:
+        if number == 2:
+            tiny.signal.raise_signal(tiny.signal.SIGINT)
+
+    with pretended(kind):
+        with tiny.watched(interrupt) as watch, pytest.raises(Interrupted):
+            tiny.train(tiny_data, tmp_path, device=kind, precision="fp32")
+        with tiny.watched() as rest:
+            tiny.resume(tmp_path)
+    assert watch.losses + rest.losses == pytest.approx(undisturbed["losses"], abs=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"deterministic": True}, {"dropout": 0.5}, {"cluster": "infomap", "eps": 0.5}])
+def test_other_ways_of_training(kind: str, changes: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:
+    if "cluster" in changes:
+        pytest.importorskip("infomap")
+    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        with pretended(kind):
+            found = tiny.train(tiny_data, tmp_path, device=kind, precision="fp32", **changes)
+    finally:
+        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+    assert 0 < found["last"]["mAP"] <= 1
+
+
+def test_a_step_that_does_not_fit_is_split(
+    kind: str, tiny_data: Path, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = ReidNet.forward
+
+    def limited(self: ReidNet, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training and len(inputs) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, inputs)
+
+    monkeypatch.setattr(ReidNet, "forward", limited)
+    with pretended(kind), tiny.watched() as watch:
+        tiny.train(tiny_data, tmp_path, device=kind, precision="fp32")
+    assert watch.losses == pytest.approx(undisturbed["losses"], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["dbscan", "infomap"])
+def test_labels_are_those_of_the_cpu(kind: str, method: str) -> None:
+    """Float16 proposes on CUDA and pairs are gathered; some rows are so close that the proof fails for them."""
+    if method == "infomap":
+        pytest.importorskip("infomap")
+    random = np.random.default_rng(0)
+    features = np.repeat(random.normal(size=(60, 24)), 5, axis=0) + random.normal(size=(300, 24)) * 0.35
+    features[40:180] = features[40] + random.normal(size=(140, 24)) * 1e-6
+    rows = torch.from_numpy((features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32))
+    settings = ClusterSettings(method=method, eps=0.5, k1=12, k2=4)
+    expected = pseudo_labels(rows, settings)
+    assert expected.num_clusters > 10
+    with pretended(kind):
+        found = pseudo_labels(rows.to(kind), settings, device=torch.device(kind))
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+@pytest.fixture
+def trained(kind: str, tiny_data: Path, tmp_path: Path) -> Iterator[Path]:
+    """The logs of a run on a GPU, while the GPU is still there."""
+    with pretended(kind):
+        tiny.train(tiny_data, tmp_path / "logs", device=kind, precision="fp32", data_dir=tmp_path / "data")
+        yield tmp_path / "logs"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command of this process; it has to end well."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["ccreid", *map(str, arguments)])
+        patch.setenv("CCREID_DEBUG", "1")
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code in (None, 0), said.err
+    return said.out
+
+
+def test_commands_on_a_gpu(
+    kind: str, trained: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Evaluation with re-ranking, feature files, search, clustering, a report: all on the GPU."""
+    model, gallery = trained / "run", tmp_path / "gallery.npz"
+    there = ("--device", kind, "--progress", "none")
+    for rerank in ((), ("--rerank",)):
+        result = json.loads(run(capsys, "eval", "--resume", model, *rerank, *there, "--json"))
+        assert 0 < result["mAP"] <= 1
+    run(capsys, "extract", tiny_data / "bounding_box_test", "--resume", model, "-o", gallery, *there)
+    query = next((tiny_data / "query").iterdir())
+    found = json.loads(run(capsys, "search", query, "--gallery", gallery, "--resume", model, *there, "--json"))
+    assert len(found["queries"][0]["matches"]) == 10
+    clusters = ("--k1", 4, "--k2", 2, "--eps", 0.7, "-o", tmp_path / "labels.csv")
+    run(capsys, "cluster", gallery, *clusters, "--device", kind, "--progress", "none")
+    run(capsys, "report", model, *there)
+    assert "0." in (model / "report.html").read_text()
+
+
+def test_bench_on_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cpu", "cuda"):
+        monkeypatch.setitem(measure._PRODUCT_SIDE, name, 64)
+    monkeypatch.setattr(measure, "_COPIED_BYTES", 1 << 16)
+    config = TrainConfig(arch="tiny", height=32, width=16, precision="auto", device=kind, k1=8, k2=3, eps=0.5)
+    settings = BenchSettings(config, 64, 16, dim=16, num_queries=30, num_gallery=90, budget=0.02)
+    with pretended(kind):
+        stages = {row.stage: row for row in run_bench(["all"], settings)["results"]}
+    assert list(stages) == ["store build", "store read", "extract", "labels", "step", "eval"]
+    assert not [row.error for row in stages.values() if row.error]
+
+
+@pytest.mark.parametrize("changes", [{}, {"shard_images": True}, {"deterministic": True}, {"cluster": "infomap"}])
+def test_several_gpus(changes: dict[str, Any], tiny_data: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    """One process per GPU, as a launcher starts them; tensors of the CPU are nothing for NCCL."""
+    settings = {"device": "cuda", "precision": "auto", "samples_per_bn": 8, **changes}
+    flags = [f"--{name.replace('_', '-')}" for name, value in settings.items() if value is True]
+    values = {name: value for name, value in settings.items() if value is not True}
+    words = [*tiny.command(tiny_data, tmp_path, **values), *flags]
+    for rank in tiny.start_ranks(tmp_path, words, 2, CCREID_TEST_GPU="cuda"):
+        code, said = rank.finish()
+        assert code == 0, said
+    found = tiny.outcome(tmp_path)["metrics"]
+    if "cluster" not in changes:
+        losses = [line["loss"] for line in found]
+        assert losses == pytest.approx([line["loss"] for line in undisturbed["metrics"]], abs=1e-3)
+
+
+def test_doctor_sees_the_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pretended():
+        said = run(capsys, "doctor", "--json")
+    assert "Pretended GPU" in said and "8/16 GiB free" in said
+
+
+def test_only_what_is_on_the_gpu_counts(kind: str) -> None:
+    """The order of what is made does not matter: the class of a tensor does."""
+    with pretended(kind):
+        for first, second in itertools.product((kind, "cpu"), repeat=2):
+            pair = torch.ones(2, device=first), torch.ones(2).to(second)
+            same = first == second
+            if same:
+                assert isinstance(pair[0] + pair[1], Pretend) == (first == kind)
+            else:
+                with pytest.raises(RuntimeError, match="same device"):
+                    pair[0] * pair[1]
