@@ -22,6 +22,25 @@ def logs_dir_or_default(given: Path | None) -> Path:
     return given or Path(os.environ.get("CCREID_LOGS_DIR") or "logs")
 
 
+def refuse_existing(force: bool, *files: Path) -> None:
+    """Refuse, before any work is done, to lose what lies where a command is about to write.
+
+    Args:
+        force: Whether the user allows files to be replaced.
+        files: All that the command will write.
+
+    Raises:
+        UsageError: One of them is there and may not be replaced, or is a folder.
+    """
+    from ccreid_cli.core.errors import UsageError
+
+    for file in files:
+        if file.is_dir():
+            raise UsageError(f"{file} is a folder, so no file of that name can be written.", "Choose another name.")
+        if file.exists() and not force:
+            raise UsageError(f"{file} is there already.", "Choose another name, or add --force to replace it.")
+
+
 def given(**options: Any) -> dict[str, Any]:
     """Return the options that the command line sets."""
     return {name: value for name, value in options.items() if value is not None}

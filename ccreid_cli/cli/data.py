@@ -9,7 +9,7 @@ import typer
 
 from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
-from ccreid_cli.cli.common import data_dir_or_default
+from ccreid_cli.cli.common import data_dir_or_default, refuse_existing
 
 if TYPE_CHECKING:
     from ccreid_cli.data.catalog import DatasetInfo
@@ -202,6 +202,7 @@ def info(
         typer.Option("--sheet", help="Draw a contact sheet: rows are ids, columns cameras. Example: sheet.png"),
     ] = None,
     num_ids: Annotated[int, typer.Option("--num-ids", help="Rows of the sheet.", min=1, max=100)] = 8,
+    force: opt.Force = False,
     as_json: opt.Json = False,
 ) -> None:
     """Show a dataset's statistics. Example: `ccreid data info market1501 --sheet sheet.png`."""
@@ -210,6 +211,8 @@ def info(
     from ccreid_cli.data.layout import load_dataset
     from ccreid_cli.data.statistics import dataset_statistics
 
+    if sheet is not None:
+        refuse_existing(force, sheet)
     dataset = load_dataset(name, data_dir_or_default(data_dir), make_reporter())
     statistics = dataset_statistics(dataset)
     if sheet is not None:

@@ -10,7 +10,7 @@ import typer
 
 from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
-from ccreid_cli.cli.common import logs_dir_or_default
+from ccreid_cli.cli.common import logs_dir_or_default, refuse_existing
 from ccreid_cli.cli.extract import Checkpoint, model_request
 
 
@@ -56,6 +56,7 @@ def export(
             rich_help_panel=opt.OUTPUT,
         ),
     ] = False,
+    force: opt.Force = False,
     checkpoint: Checkpoint = "last",
     pooling_type: opt.Pooling = None,
     data_dir: opt.DataDir = None,
@@ -76,20 +77,23 @@ def export(
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.engine.embedding import open_embedder
     from ccreid_cli.engine.export import SUFFIXES, check_request, export_model, sample_images
-    from ccreid_cli.engine.model_card import model_card, write_cards
+    from ccreid_cli.engine.model_card import card_files, model_card, write_cards
+    from ccreid_cli.engine.scoring import checkpoint_file
 
     check_request(form, uint8_input)
+    request, logs = model_request(run, checkpoint, pooling_type), logs_dir_or_default(logs_dir)
+    file = out or Path(_stem(checkpoint_file(run, checkpoint, logs)) + SUFFIXES[form])
+    refuse_existing(force, file, *card_files(file))
     reporter = make_reporter(progress)
     embedder = open_embedder(
-        model_request(run, checkpoint, pooling_type),
-        logs_dir=logs_dir_or_default(logs_dir),
+        request,
+        logs_dir=logs,
         device="cpu",
         precision="fp32",
         height=height,
         width=width,
         reporter=reporter,
     )
-    file = out or Path(_stem(embedder.loaded.path) + SUFFIXES[form])
     datasets = data_dir or (Path(os.environ["CCREID_DATA_DIR"]) if os.environ.get("CCREID_DATA_DIR") else None)
     images, about_images = sample_images(embedder, datasets)
     reporter.message(f"writing {form} and checking it on {len(images)} images: {about_images}")
@@ -105,8 +109,6 @@ def export(
     )
 
 
-def _stem(path: Path | None) -> str:
+def _stem(path: Path) -> str:
     """Return what to call the file: the run's name, or the checkpoint's."""
-    if path is None:
-        return "model"
     return path.parent.parent.name if path.parent.name == "checkpoints" else path.name.split(".")[0]

@@ -11,7 +11,7 @@ import typer
 
 from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
-from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default
+from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, refuse_existing
 
 if TYPE_CHECKING:
     from ccreid_cli.engine.scoring import ModelRequest
@@ -56,6 +56,7 @@ def extract(
             "--split", help="train, query or gallery of a dataset. Default: all of it.", rich_help_panel=opt.DATA
         ),
     ] = None,
+    force: opt.Force = False,
     strict: Strict = False,
     checkpoint: Checkpoint = "last",
     pooling_type: opt.Pooling = None,
@@ -78,11 +79,12 @@ def extract(
     `ccreid extract market1501 --split query --resume logs/RUN -o query.npz`.
     """
     from ccreid_cli.cli.progress import make_reporter
-    from ccreid_cli.data.embedding_file import check_form, write_embeddings
+    from ccreid_cli.data.embedding_file import check_form, files_of, write_embeddings
     from ccreid_cli.data.image_list import list_source
     from ccreid_cli.engine.embedding import embed_images, open_embedder
 
     check_form(out)
+    refuse_existing(force, *files_of(out))
     reporter = make_reporter(progress)
     images = list_source(source, split, data_dir_or_default(data_dir), reporter)
     embedder = open_embedder(
@@ -140,6 +142,7 @@ def search(
         Path | None,
         typer.Option("--sheet", help="Also draw the matches: a .png, .jpg or .webp file.", rich_help_panel=opt.OUTPUT),
     ] = None,
+    force: opt.Force = False,
     strict: Strict = False,
     checkpoint: Checkpoint = "last",
     pooling_type: opt.Pooling = None,
@@ -170,6 +173,7 @@ def search(
 
     if sheet:
         check_sheet(sheet)
+        refuse_existing(force, sheet)
     reporter = make_reporter(progress)
     images = None
     if Path(gallery).suffix.lower() not in {".npz", ".npy", ".parquet"}:

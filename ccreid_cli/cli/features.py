@@ -10,7 +10,7 @@ import typer
 
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
-from ccreid_cli.cli.common import given
+from ccreid_cli.cli.common import given, refuse_existing
 
 
 def register(app: typer.Typer) -> None:
@@ -24,8 +24,15 @@ def cluster_features(
         Path, typer.Argument(help="An .npz file with `features` (N x D); `ids` (N), if there, only rate the labels.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where the labels go (.npz with `labels`; -1 is an outlier).")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where the labels go: .npz with `labels`, or .npy; -1 is an outlier.",
+            rich_help_panel=opt.OUTPUT,
+        ),
     ] = None,
+    force: opt.Force = False,
     cluster: opt.Cluster = None,
     eps: opt.Eps = None,
     k1: opt.K1 = None,
@@ -41,11 +48,14 @@ def cluster_features(
     """
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.config import CLUSTER_DEFAULTS, validate
-    from ccreid_cli.data.feature_file import normalize_rows, read_features, write_labels
+    from ccreid_cli.data.feature_file import check_labels_form, normalize_rows, read_features, write_labels
     from ccreid_cli.engine.device import resolve_device
     from ccreid_cli.pseudo_labels.clustering import label_quality
     from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
 
+    if out is not None:
+        check_labels_form(out)
+        refuse_existing(force, out)
     method = cluster or "dbscan"
     flags = given(cluster=cluster, eps=eps, k1=k1, k2=k2, min_samples=min_samples)
     config = validate({**CLUSTER_DEFAULTS.get(method, {}), **flags}, "settings")
@@ -59,24 +69,23 @@ def cluster_features(
     seconds = time.perf_counter() - start
     if out is not None:
         write_labels(out, found.labels)
-    result = {
+    counts = {
         "num_samples": len(found.labels),
         "num_clusters": found.num_clusters,
         "num_outliers": found.num_outliers,
         "seconds": round(seconds, 3),
-        "stages": found.seconds,
     }
-    if arrays.ids is not None:
-        result.update(label_quality(found.labels, arrays.ids))
+    quality = label_quality(found.labels, arrays.ids) if arrays.ids is not None else {}
     if as_json:
-        output.print_json(result)
+        where = None if out is None else str(out)
+        output.print_json({"output": where, **counts, "stages": found.seconds, **quality})
         return
-    rows = [[name, value] for name, value in result.items() if name != "stages"]
-    output.print_table(
-        "", ["", ""], [[name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}"] for name, value in rows]
-    )
-    if out is None:
-        output.say("labels were not written; add -o labels.npz.")
+    rows = [
+        [name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}"]
+        for name, value in {**counts, **quality}.items()
+    ]
+    output.print_table("", ["", ""], rows)
+    output.say("labels were not written; add -o labels.npz." if out is None else f"labels: {out}")
 
 
 def score_features(

@@ -296,6 +296,7 @@ Gpus = Annotated[
         "--gpus", help="GPUs to train on, one process each. Default: every visible GPU.", rich_help_panel=RUN, min=1
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT)]
 ProgressStyle = Annotated[
     str,

@@ -10,7 +10,7 @@ import typer
 
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
-from ccreid_cli.cli.common import logs_dir_or_default
+from ccreid_cli.cli.common import logs_dir_or_default, refuse_existing
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +42,7 @@ def report(
             rich_help_panel=opt.OUTPUT,
         ),
     ] = False,
+    force: opt.Force = False,
     data_dir: opt.DataDir = None,
     logs_dir: opt.LogsDir = None,
     device: opt.Device = None,
@@ -56,12 +57,15 @@ def report(
     """
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.errors import UsageError
-    from ccreid_cli.engine.reporting import write_report
+    from ccreid_cli.engine.reporting import FILE_NAME, write_report
     from ccreid_cli.engine.run_folder import find_run
 
     if checkpoint not in {"last", "best"}:
         raise UsageError(f'--checkpoint "{checkpoint}" is not known.', "Use last or best.")
     folder = find_run(run, logs_dir_or_default(logs_dir))
+    # The run's own report is made anew as the run goes on.
+    if out is not None and out.resolve() != (folder.path / FILE_NAME).resolve():
+        refuse_existing(force, out)
     named = os.environ.get("CCREID_DATA_DIR")
     path = write_report(
         folder,

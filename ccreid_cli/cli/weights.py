@@ -9,7 +9,7 @@ import typer
 
 from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
-from ccreid_cli.cli.common import logs_dir_or_default
+from ccreid_cli.cli.common import logs_dir_or_default, refuse_existing
 
 weights_app = typer.Typer(help="Fetch starting weights, convert checkpoints.", no_args_is_help=True)
 
@@ -101,7 +101,7 @@ def convert(
     ] = None,
     checkpoint: opt.Checkpoint = "last",
     logs_dir: opt.LogsDir = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: opt.Force = False,
 ) -> None:
     """Write a checkpoint in another program's form. Example: `ccreid weights convert RUN --to official`."""
     from ccreid_cli.core.errors import UsageError
@@ -116,8 +116,7 @@ def convert(
     if not file.is_reid:
         raise UsageError(f"{path} holds backbone weights only.", "Give a run or a re-identification checkpoint.")
     target = out or path.with_name(f"{path.name.split('.')[0]}-{to}{EXPORT_SUFFIXES[to]}")
-    if target.exists() and not force:
-        raise UsageError(f"{target} is there already.", "Choose another -o, or add --force.")
+    refuse_existing(force, target)
     epoch = file.meta.get("epoch", 0)
     export_weights(file.state_dict, file.spec, target, to, epoch if isinstance(epoch, int) else 0)
     output.print_text(str(target))

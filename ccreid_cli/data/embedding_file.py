@@ -66,6 +66,13 @@ def check_form(path: Path) -> None:
         )
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return every file that `write_embeddings` makes for `path`."""
+    if path.suffix.lower() == ".npy":
+        return path, path.with_suffix(".txt"), path.with_suffix(".json")
+    return (path,)
+
+
 def write_embeddings(path: Path, content: EmbeddingFile) -> None:
     """Write features in the form that the ending names; each file appears whole or not at all.
 

@@ -1,7 +1,7 @@
 """Features and labels in NumPy files, as ``ccreid cluster`` and ``ccreid score`` read and write them.
 
 An ``.npz`` holds ``features`` (N, D) and, for scoring, ``ids`` (N,) and ``cams`` (N,).
-Labels go out as ``labels`` (N,).
+Labels go out as the array ``labels`` (N,) of an ``.npz``, or alone as an ``.npy``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_path
 
 _WRITE_HINT = "Write it with numpy.savez(path, features=...{more}); features is a matrix with one row per image."
 _ROWS_NAMED = 5
+_LABEL_FORMS = (".npz", ".npy")
 UNREADABLE = (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 """What NumPy and zipfile raise on a file of arrays that is damaged or something else."""
 _KNOWN = ("features", "ids", "cams")
@@ -116,18 +117,34 @@ def normalize_rows(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
+def check_labels_form(path: Path) -> None:
+    """Refuse, before any work is done, a file that labels are not written to.
+
+    Raises:
+        UsageError: The ending is none that `write_labels` knows.
+    """
+    if path.suffix.lower() not in _LABEL_FORMS:
+        raise UsageError(f"{path}: labels are written as {' or '.join(_LABEL_FORMS)}.", "Choose one, as in -o l.npz.")
+
+
 def write_labels(path: Path, labels: NDArray[np.int64]) -> None:
-    """Write pseudo-labels as the array `labels` of an ``.npz``, whole or not at all; parent folders are made.
+    """Write pseudo-labels in the form that the ending names, whole or not at all; parent folders are made.
 
     Args:
         path: The file to write, under exactly this name.
         labels: (N,) cluster of each row, -1 for outliers.
 
     Raises:
+        UsageError: As `check_labels_form`.
         DataError: The file cannot be written.
     """
+    check_labels_form(path)
+    rows = np.asarray(labels, dtype=np.int64)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, labels=np.asarray(labels, dtype=np.int64))
+        if path.suffix.lower() == ".npy":
+            np.save(file, rows)
+        else:
+            np.savez_compressed(file, labels=rows)
 
 
 def _write_hint(need_ids: bool) -> str:

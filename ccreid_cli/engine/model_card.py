@@ -97,13 +97,18 @@ def _recipe(embedder: Embedder) -> dict[str, Any] | None:
     return recipe if isinstance(recipe, dict) else None
 
 
+def card_files(file: Path) -> tuple[Path, Path]:
+    """Return where the cards of an exported file are: ``FILE.json`` and ``FILE.md``."""
+    return file.with_name(file.name + ".json"), file.with_name(file.name + ".md")
+
+
 def write_cards(card: Mapping[str, Any], file: Path) -> tuple[Path, Path]:
-    """Write a card beside the exported file: ``FILE.json`` and ``FILE.md``.
+    """Write a card beside the exported file, as `card_files` says.
 
     Raises:
         DataError: They cannot be written.
     """
-    as_json, as_text = file.with_name(file.name + ".json"), file.with_name(file.name + ".md")
+    as_json, as_text = card_files(file)
     atomic_write_text(as_json, json.dumps(card, indent=2) + "\n")
     atomic_write_text(as_text, card_text(card))
     return as_json, as_text

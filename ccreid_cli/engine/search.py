@@ -146,7 +146,7 @@ def check_same_model(gallery: Mapping[str, Any], query: Mapping[str, Any], path:
         query: The same of the query's.
         path: The file, for the message.
     """
-    hint = f"Extract it again with this model: `ccreid extract FOLDER --resume {query['source']} -o {path}`."
+    hint = f"Extract it again with this model: `ccreid extract FOLDER --resume {query['source']} -o {path} --force`."
     if gallery.get("model") != query["model"]:
         raise DataError(f"{path} was made by another model: {_model(gallery)}; the query's is {_model(query)}.", hint)
     there, here = gallery.get("preprocess") or {}, query["preprocess"]

@@ -175,7 +175,7 @@ def test_a_pair_to_score_is_normalised_and_must_have_one_width(tmp_path: Path) -
 
 
 def test_labels_are_written_under_the_exact_name_in_new_folders(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "labels.out"
+    path = tmp_path / "new" / "folder" / "Labels.NPZ"
     write_labels(path, np.array([0, -1, 3]))
     assert list(path.parent.iterdir()) == [path]
     with np.load(path) as data:

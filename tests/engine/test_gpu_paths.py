@@ -193,7 +193,7 @@ def test_commands_on_a_gpu(
     query = next((tiny_data / "query").iterdir())
     found = json.loads(run(capsys, "search", query, "--gallery", gallery, "--resume", model, *there, "--json"))
     assert len(found["queries"][0]["matches"]) == 10
-    clusters = ("--k1", 4, "--k2", 2, "--eps", 0.7, "-o", tmp_path / "labels.csv")
+    clusters = ("--k1", 4, "--k2", 2, "--eps", 0.7, "-o", tmp_path / "labels.npz")
     run(capsys, "cluster", gallery, *clusters, "--device", kind, "--progress", "none")
     run(capsys, "report", model, *there)
     assert "0." in (model / "report.html").read_text()
