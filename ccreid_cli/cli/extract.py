@@ -14,6 +14,7 @@ from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, refuse_existing
 
 if TYPE_CHECKING:
+    from ccreid_cli.core.reporter import Reporter
     from ccreid_cli.engine.scoring import ModelRequest
 
 Checkpoint = Annotated[
@@ -209,7 +210,7 @@ def search(
         "queries": found,
     }
     if sheet:
-        _draw_sheet(found, sheet)
+        _draw_sheet(found, sheet, reporter)
         reporter.message(f"contact sheet: {sheet}")
     if as_json:
         output.print_json(result)
@@ -248,11 +249,11 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
         output.print_table("", columns, rows)
 
 
-def _draw_sheet(found: Sequence[Mapping[str, Any]], sheet: Path) -> None:
+def _draw_sheet(found: Sequence[Mapping[str, Any]], sheet: Path, reporter: Reporter) -> None:
     from ccreid_cli.data.search_sheet import SheetRow, search_sheet
 
     rows = []
     for query in found:
         matches = [(Path(match["path"]), f"{match['rank']}: {match['similarity']:.3f}") for match in query["matches"]]
         rows.append(SheetRow(Path(query["query"]), matches))
-    search_sheet(rows, sheet)
+    search_sheet(rows, sheet, reporter=reporter)

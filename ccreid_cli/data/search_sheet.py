@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_path
+from ccreid_cli.core.reporter import Reporter, SilentReporter
+from ccreid_cli.core.words import plural
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _GAP, _CAPTION = 6, 16
@@ -41,13 +43,16 @@ def check_sheet(out: Path) -> None:
         raise UsageError(f"{out}: a contact sheet ends in {', '.join(_FORMATS)}.")
 
 
-def search_sheet(rows: Sequence[SheetRow], out: Path, *, cell_height: int = 160) -> Path:
+def search_sheet(
+    rows: Sequence[SheetRow], out: Path, *, cell_height: int = 160, reporter: Reporter | None = None
+) -> Path:
     """Draw the sheet and save it. A picture that cannot be read is a grey box.
 
     Args:
         rows: At least one query.
         out: A .png, .jpg or .webp file.
         cell_height: Pixels, less where the sheet would grow too tall; the width follows the pictures' own shape.
+        reporter: Told of pictures that cannot be read.
 
     Returns:
         `out`.
@@ -67,14 +72,21 @@ def search_sheet(rows: Sequence[SheetRow], out: Path, *, cell_height: int = 160)
         )
     step_x, step_y = cell_width + _GAP, cell_height + _GAP + _CAPTION
     sheet = Image.new("RGB", (columns * step_x + _GAP, len(rows) * step_y + _GAP), _PAPER)
+    missing: list[Path] = []
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
     for line, row in enumerate(rows):
         top = _GAP + line * step_y
         for column, (path, caption) in enumerate([(row.query, "query"), *row.matches]):
             left = _GAP + column * step_x
-            sheet.paste(_cell(path, cell_width, cell_height), (left, top))
+            cell = _cell(path, cell_width, cell_height)
+            if cell is None and path not in missing:
+                missing.append(path)
+            sheet.paste(cell or Image.new("RGB", (cell_width, cell_height), _EMPTY), (left, top))
             pen.text((left, top + cell_height + 1), caption, _FRAME if column == 0 else _INK, font)
         pen.rectangle((_GAP - 2, top - 2, _GAP + cell_width + 1, top + cell_height + 1), outline=_FRAME, width=2)
+    if missing:
+        text = f"{plural(len(missing), 'image')} cannot be read and {'is' if len(missing) == 1 else 'are'} left grey"
+        (reporter or SilentReporter()).warning(f"{out}: {text}; the first is {missing[0]}.")
     with atomic_path(out) as temporary:
         sheet.save(temporary, format=_FORMATS[out.suffix.lower()])
     return out
@@ -89,9 +101,9 @@ def _shape_of(path: Path) -> float:
         return 0.5
 
 
-def _cell(path: Path, width: int, height: int) -> Image.Image:
+def _cell(path: Path, width: int, height: int) -> Image.Image | None:
     try:
         with Image.open(path) as image:
             return ImageOps.pad(image.convert("RGB"), (width, height), color=_PAPER)
     except Exception:  # as above
-        return Image.new("RGB", (width, height), _EMPTY)
+        return None

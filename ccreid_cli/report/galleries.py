@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
+from ccreid_cli.core.words import plural
 from ccreid_cli.report.content import Cluster, ClusterGroup, Picture, Ranked, Ranking, RankingGroup, Verdict
-from ccreid_cli.report.numbers import count, decimal, plural
+from ccreid_cli.report.numbers import count, decimal
 from ccreid_cli.report.pictures import data_address
 
 SIGNS = {Verdict.RIGHT: "✓", Verdict.WRONG: "✗", Verdict.JUNK: "–"}

@@ -57,11 +57,6 @@ def decimal(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
 
 
-def plural(amount: int, one: str, many: str | None = None) -> str:
-    """Return ``1 image`` or ``2 images``."""
-    return f"{amount:,} {one if amount == 1 else many or one + 's'}"
-
-
 def duration(seconds: float) -> str:
     """Return a time as ``48 s``, ``6 min 40 s`` or ``2 h 44 min``."""
     whole = round(seconds)

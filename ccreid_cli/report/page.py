@@ -5,11 +5,12 @@ from __future__ import annotations
 from html import escape
 from importlib import resources
 
+from ccreid_cli.core.words import plural
 from ccreid_cli.report.charts import Chart, with_prefix
 from ccreid_cli.report.content import ReportContent
 from ccreid_cli.report.figures import retrieval_charts, training_charts
 from ccreid_cli.report.galleries import cluster_group, outlier_group, ranking_group
-from ccreid_cli.report.numbers import count, decimal, duration, plural, total_seconds
+from ccreid_cli.report.numbers import count, decimal, duration, total_seconds
 from ccreid_cli.report.tables import environment_table, epoch_table, score_table, settings_table
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

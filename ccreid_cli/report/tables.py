@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from ccreid_cli.core.words import plural
 from ccreid_cli.report.content import ReportContent, Score, Setting
-from ccreid_cli.report.numbers import STAGES, count, decimal, number, plural, total_seconds
+from ccreid_cli.report.numbers import STAGES, count, decimal, number, total_seconds
 
 HONEST = (
     "“last” is the honest score: the network after the last epoch. “best” was picked by looking at the test set, "

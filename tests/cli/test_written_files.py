@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,17 @@ def test_cluster_refuses_other_endings_before_any_work(run: Cli, name: str) -> N
     refused = run("cluster", "absent.npz", "-o", name)
     assert (refused.code, refused.out) == (2, "")
     assert f"{name}: labels are written as .npz or .npy" in refused.err
+
+
+def test_a_sheet_names_images_that_are_gone(run: Cli, trained: Trained) -> None:
+    gallery = Path(shutil.copytree(trained.dataset / "bounding_box_test", "gallery"))
+    assert run("extract", gallery, "--resume", "RUN", "-o", "g.npz").code == 0
+    first, second, *_ = sorted(gallery.iterdir())
+    search = ("search", "QUERY", "QUERY", "-g", "g.npz", "--resume", "RUN", "--sheet", "s.png", "--force")
+    assert "grey" not in run(*search).err
+    first.unlink()
+    found = run(*search)
+    assert found.code == 0 and "warning: s.png: 1 image cannot be read and is left grey" in found.err
+    assert found.err.count("grey") == 1 and first.name in found.err
+    second.write_bytes(b"junk")
+    assert "2 images cannot be read and are left grey" in run(*search).err

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ccreid_cli.report.charts import COLOURS, Line, histogram_chart, line_chart, stacked_chart, with_prefix
-from ccreid_cli.report.numbers import count, decimal, duration, plural, series, stage_seconds, total_seconds
+from ccreid_cli.report.numbers import count, decimal, duration, series, stage_seconds, total_seconds
 
 X = np.arange(1.0, 31.0)
 ACCENT = "var(--c1)"
@@ -74,5 +74,4 @@ def test_stages_are_summed_and_the_rest_is_other() -> None:
 def test_numbers_in_words() -> None:
     assert [duration(seconds) for seconds in (0.2, 59.4, 61, 9840)] == ["0 s", "59 s", "1 min 1 s", "2 h 44 min"]
     assert [count(None), count(12936), decimal(float("nan")), decimal(82.649)] == ["–", "12,936", "–", "82.6"]
-    assert [plural(1, "image"), plural(2, "identity", "identities")] == ["1 image", "2 identities"]
     np.testing.assert_array_equal(series([{"a": 1}, {"a": True}, {"a": None}, {}], "a"), [1, np.nan, np.nan, np.nan])
