@@ -15,7 +15,15 @@ from ccreid_cli.core.locks import FileLock
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.transfer.answers import Body, body_of
 from ccreid_cli.transfer.checks import Expected, byte_text, looks_like_html
-from ccreid_cli.transfer.http import Exchange, RangeUnusable, SourceFailed, TryAgain, address_problem, shown
+from ccreid_cli.transfer.http import (
+    Exchange,
+    NameUnknown,
+    RangeUnusable,
+    SourceFailed,
+    TryAgain,
+    address_problem,
+    shown,
+)
 from ccreid_cli.transfer.partial import KEPT, Partial
 
 MIN_RATE = 256.0  # bytes per second: below it a connection is as good as dead
@@ -163,9 +171,11 @@ class _Download:
             whole, length = False, self._usable_length(url)
             failures = 1 if self._is_progress(length - best) else failures + 1
             best = max(best, length)
-            if failures > self.retries:
+            # A name that gave bytes before is right: the network is away, as a flaky line is.
+            retries = min(self.retries, 1) if isinstance(reason, NameUnknown) and not best else self.retries
+            if failures > retries:
                 raise SourceFailed(f"{reason} ({failures} times)" if failures > 1 else str(reason))
-            self._pause(url, reason, failures)
+            self._pause(url, reason, failures, retries)
 
     def _receive(self, url: str, whole: bool) -> None:
         """Send one request and store what comes."""
@@ -219,11 +229,11 @@ class _Download:
         size = self.partial.origin.size if self.partial.origin else None
         return gained >= min(PROGRESS_BYTES, PROGRESS_SHARE * size if size else PROGRESS_BYTES)
 
-    def _pause(self, url: str, reason: TryAgain, failures: int) -> None:
+    def _pause(self, url: str, reason: TryAgain, failures: int, retries: int) -> None:
         seconds = min(self.backoff * 2 ** (failures - 1) * random.uniform(0.5, 1.5), LONGEST_PAUSE)
         seconds = max(seconds, min(reason.retry_after or 0.0, LONGEST_RETRY_AFTER))
         self.reporter.warning(
-            f"{shown(url)} {reason}; trying again in {seconds:.0f} s (try {failures + 1} of {self.retries + 1})."
+            f"{shown(url)} {reason}; trying again in {seconds:.0f} s (try {failures + 1} of {retries + 1})."
         )
         time.sleep(seconds)
 

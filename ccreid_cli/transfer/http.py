@@ -42,6 +42,10 @@ class TryAgain(Exception):
         self.retry_after = retry_after
 
 
+class NameUnknown(TryAgain):
+    """The server's or the proxy's name has no address, which seconds later it seldom has."""
+
+
 class RangeUnusable(TryAgain):
     """The server's idea of the rest of the file does not fit what has arrived: ask for the whole file."""
 
@@ -255,6 +259,11 @@ def explained(error: Exception) -> Exception:
     """Return what a failure of the HTTP library means for the download, in plain words."""
     if isinstance(error, SourceFailed | TryAgain):
         return error
+    if unknown := re.search(r"Failed to resolve '([^']*)'", str(error)):  # within what urllib3 says, and only there
+        whose = "the proxy's name" if isinstance(error, requests.exceptions.ProxyError) else "the name"
+        return NameUnknown(
+            f"could not be reached: {whose} {unknown[1]} cannot be resolved; the network is down, or the name mistyped"
+        )
     if isinstance(error, requests.exceptions.ProxyError):
         return TryAgain(f"the proxy did not let it through ({_cause(error)}); see HTTP_PROXY, HTTPS_PROXY, NO_PROXY")
     if isinstance(error, requests.exceptions.SSLError):

@@ -826,3 +826,30 @@ def test_a_port_that_speaks_no_http(target: Path) -> None:
             fetch(f"http://127.0.0.1:{listening.getsockname()[1]}/", target, retries=1, timeout=0.2)
     finally:
         listening.close()
+
+
+@pytest.fixture
+def _no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+
+
+@pytest.mark.usefixtures("_no_names")
+def test_a_name_that_cannot_be_resolved_is_tried_twice(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    listener = Listener()
+    with pytest.raises(NetworkError, match="the name no-such-host.invalid cannot be resolved.*mistyped.*2 times"):
+        fetch("http://no-such-host.invalid/file.bin", target, retries=5, reporter=listener)
+    assert [line for line in listener.lines if "trying again" in line] == [listener.lines[0]]
+    assert listener.lines[0].endswith("(try 2 of 2).")
+
+
+@pytest.mark.usefixtures("_no_names")
+def test_a_proxy_whose_name_cannot_be_resolved_is_named(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://no-such-proxy.invalid:3128")
+    with pytest.raises(NetworkError, match="the proxy's name no-such-proxy.invalid cannot be resolved"):
+        fetch("http://no-such-host.invalid/file.bin", target, retries=0)
