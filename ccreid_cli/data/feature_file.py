@@ -21,6 +21,7 @@ from ccreid_cli.core.files import atomic_path
 
 _WRITE_HINT = "Write it with numpy.savez(path, features=...{more}); features is a matrix with one row per image."
 _ROWS_NAMED = 5
+_ROWS_HINT = "Leave these rows out (counted from 0), or extract their features again."
 _LABEL_FORMS = (".npz", ".npy")
 UNREADABLE = (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 """What NumPy and zipfile raise on a file of arrays that is damaged or something else."""
@@ -55,7 +56,8 @@ def read_features(path: Path, *, need_ids: bool) -> FeatureArrays:
 
     Raises:
         DataError: The file is missing, empty, damaged or no NumPy file; an array is missing, empty, of the wrong
-            shape or type, or of another length; rows are zero or hold NaN or infinity. File and array are named.
+            shape or type, or of another length; rows are zero or hold NaN, infinity or what is too
+            large for float32. File and array are named.
     """
     arrays = _load(path, need_ids)
     features = _check_features(path, _take(path, arrays, "features", need_ids))
@@ -196,18 +198,22 @@ def _check_features(path: Path, features: NDArray[Any]) -> NDArray[np.float32]:
         )
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(features, dtype=np.float32)
-    _refuse_rows(path, np.asarray(~np.isfinite(rows).all(axis=1)), "NaN or infinite")
-    _refuse_rows(path, np.asarray(~rows.any(axis=1)), "all zero")
+    unusable = np.asarray(~np.isfinite(rows).all(axis=1))
+    if unusable.any():
+        too_large = unusable & np.isfinite(features).all(axis=1)
+        _refuse_rows(path, unusable & ~too_large, "that are NaN or infinite")
+        _refuse_rows(path, too_large, "with values too large for float32", "Scale the rows down: their length is free.")
+    _refuse_rows(path, np.asarray(~rows.any(axis=1)), "that are all zero")
     return rows
 
 
-def _refuse_rows(path: Path, bad: NDArray[np.bool_], what: str) -> None:
+def _refuse_rows(path: Path, bad: NDArray[np.bool_], what: str, hint: str = _ROWS_HINT) -> None:
     numbers = np.flatnonzero(bad)
     if len(numbers):
         first = ", ".join(map(str, numbers[:_ROWS_NAMED])) + (", ..." if len(numbers) > _ROWS_NAMED else "")
         raise DataError(
-            f"{path}: array `features` has {len(numbers)} of {len(bad)} rows that are {what}: {first}.",
-            "Leave these rows out (counted from 0), or extract their features again.",
+            f"{path}: array `features` has {len(numbers)} of {len(bad)} rows {what}: {first}.",
+            hint,
         )
 
 
