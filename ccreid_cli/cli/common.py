@@ -13,8 +13,40 @@ if TYPE_CHECKING:
 
 
 def data_dir_or_default(given: Path | None) -> Path:
-    """Return the data directory: flag, environment, ``./data``."""
-    return given or Path(os.environ.get("CCREID_DATA_DIR") or "data")
+    """Return the data directory: flag, environment, ``./data``.
+
+    Raises:
+        UsageError: As `named_data_dir`.
+    """
+    return named_data_dir(given) or Path("data")
+
+
+def named_data_dir(given: Path | None) -> Path | None:
+    """Return the data directory that flag or environment name, if any: a run knows where it was trained.
+
+    Raises:
+        UsageError: It is a file.
+    """
+    named = os.environ.get("CCREID_DATA_DIR")
+    path = given or (Path(named) if named else None)
+    if path is not None:
+        refuse_file(path)
+    return path
+
+
+def refuse_file(data_dir: Path) -> None:
+    """Refuse a data directory that is a file, before something in it is said to be missing.
+
+    Raises:
+        UsageError: It is one.
+    """
+    from ccreid_cli.core.errors import UsageError
+
+    if data_dir.is_file():
+        raise UsageError(
+            f"the data directory {data_dir} is a file, not a folder.",
+            "Name a folder with --data-dir or CCREID_DATA_DIR.",
+        )
 
 
 def logs_dir_or_default(given: Path | None) -> Path:

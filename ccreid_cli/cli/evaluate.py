@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import typer
 
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
-from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, show_dataset
+from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, named_data_dir, show_dataset
 
 
 def register(app: typer.Typer) -> None:
@@ -53,6 +51,7 @@ def evaluate(
         raise UsageError(f'--checkpoint "{checkpoint}" is not known.', "Use last or best.")
     if resume is None and dataset is None:
         raise UsageError("no dataset is named.", "Name one with -d, or a trained run with --resume.")
+    data_dir = named_data_dir(data_dir)
     reporter = make_reporter(progress)
     request = ModelRequest(resume, checkpoint, arch, pooling_type, features, dropout, weights, seed or 1)
     loaded = load_network(request, logs_dir_or_default(logs_dir), device or "auto", reporter)
@@ -62,7 +61,7 @@ def evaluate(
     if dataset is None and trained_on is not None:
         dataset, trained_in = trained_on
         # A run is scored where it was trained, unless a flag or the environment names another place.
-        data_dir = data_dir or (None if os.environ.get("CCREID_DATA_DIR") else trained_in)
+        data_dir = data_dir or trained_in
     result = score_model(
         loaded,
         str(dataset),

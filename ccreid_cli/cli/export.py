@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
-from ccreid_cli.cli.common import logs_dir_or_default, refuse_existing
+from ccreid_cli.cli.common import logs_dir_or_default, named_data_dir, refuse_existing
 from ccreid_cli.cli.extract import Checkpoint, model_request
 
 
@@ -84,6 +83,7 @@ def export(
     request, logs = model_request(run, checkpoint, pooling_type), logs_dir_or_default(logs_dir)
     file = out or Path(_stem(checkpoint_file(run, checkpoint, logs)) + SUFFIXES[form])
     refuse_existing(force, file, *card_files(file))
+    datasets = named_data_dir(data_dir)
     reporter = make_reporter(progress)
     embedder = open_embedder(
         request,
@@ -94,7 +94,6 @@ def export(
         width=width,
         reporter=reporter,
     )
-    datasets = data_dir or (Path(os.environ["CCREID_DATA_DIR"]) if os.environ.get("CCREID_DATA_DIR") else None)
     images, about_images = sample_images(embedder, datasets)
     reporter.message(f"writing {form} and checking it on {len(images)} images: {about_images}")
     check = export_model(embedder, form, file, images, about_images, uint8_input=uint8_input, reporter=reporter)

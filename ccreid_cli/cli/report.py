@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
-from ccreid_cli.cli.common import logs_dir_or_default, refuse_existing
+from ccreid_cli.cli.common import logs_dir_or_default, named_data_dir, refuse_existing
 
 
 def register(app: typer.Typer) -> None:
@@ -66,7 +65,6 @@ def report(
     # The run's own report is made anew as the run goes on.
     if out is not None and out.resolve() != (folder.path / FILE_NAME).resolve():
         refuse_existing(force, out)
-    named = os.environ.get("CCREID_DATA_DIR")
     path = write_report(
         folder,
         out,
@@ -75,7 +73,7 @@ def report(
         with_images=not no_images,
         checkpoint=checkpoint,
         # A run's images are where it was trained, unless a flag or the environment names another place.
-        data_dir=data_dir or (Path(named) if named else None),
+        data_dir=named_data_dir(data_dir),
     )
     if as_json:
         output.print_json({"run": str(folder.path), "report": str(path), "bytes": path.stat().st_size})

@@ -10,7 +10,7 @@ import typer
 
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
-from ccreid_cli.cli.common import given, logs_dir_or_default, show_dataset
+from ccreid_cli.cli.common import given, logs_dir_or_default, refuse_file, show_dataset
 
 if TYPE_CHECKING:
     from ccreid_cli.core.config import ResolvedConfig
@@ -152,6 +152,7 @@ def train(
     if init_from is not None:
         flags["weights"] = _weights_of(init_from, logs_dir)
     resolved = resolve_config(flags, os.environ, recipe)
+    refuse_file(resolved.config.data_dir)
     if dry_run:
         _show_settings(resolved, as_json)
         return
@@ -237,6 +238,8 @@ def _resume(
     from ccreid_cli.engine.device import device_for_resume
     from ccreid_cli.engine.run_folder import find_run
 
+    if "data_dir" in flags:
+        refuse_file(flags["data_dir"])
     folder = find_run(run, logs_dir_or_default(flags.pop("logs_dir", None)))
     config = folder.read_config()
     device = str(flags.get("device") or device_for_resume(config.device))

@@ -146,6 +146,36 @@ def test_missing_dataset_says_what_is_expected_where(cli: Cli, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "-d", "toy"],
+        ["resume", "RUN"],
+        ["eval", "--resume", "RUN"],
+        ["report", "RUN"],
+        ["export", "RUN", "-f", "safetensors"],
+        ["extract", "toy", "--resume", "RUN"],
+        ["data", "list"],
+        ["data", "clean"],
+        ["doctor"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("by", ["flag", "environment"])
+def test_a_data_directory_that_is_a_file(
+    cli: Cli, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], by: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    options = ["--data-dir", "file"] if by == "flag" or arguments[0] == "resume" else []  # which reads no environment
+    monkeypatch.setenv("CCREID_DATA_DIR", "file" if by == "environment" else "")
+    run = str(trained.logs_dir / trained.name)
+    result = cli(*(run if argument == "RUN" else argument for argument in arguments), *options)
+    assert (result.code, result.out) == (2, "")
+    assert "the data directory file is a file, not a folder" in result.err
+    assert len(result.err.splitlines()) == 2 and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("[train\n", "not valid TOML"),
