@@ -283,8 +283,9 @@ def _sort_out(infos: Sequence[DatasetInfo], data_dir: Path, force: bool) -> tupl
 def _require_accepted(infos: Sequence[DatasetInfo], accepted: bool) -> None:
     if accepted:
         return
-    texts = "\n".join(f"{info.title} ({info.policy}): {info.terms} {info.homepage}" for info in infos)
-    raise UsageError(f"the terms must be accepted first:\n{texts}", "Read them, then add --accept-terms.")
+    # Not with the terms themselves: who asks for a dataset has just been shown them.
+    titles = ", ".join(info.title for info in infos)
+    raise UsageError(f"the terms of {titles} must be accepted first.", "Read them, then add --accept-terms.")
 
 
 def _sources(info: DatasetInfo, archive: Path | None, url: str | None) -> tuple[Source, ...]:

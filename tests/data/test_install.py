@@ -145,7 +145,7 @@ def test_a_variant_is_taken_with_force_where_nothing_is_replaced(
 
 def test_options_are_checked(tree: Path, data_dir: Path, tmp_path: Path, small: Row) -> None:
     archive = pack(tree, tmp_path / "a.zip")
-    with pytest.raises(UsageError, match="terms must be accepted.*\n.*academic research only"):
+    with pytest.raises(UsageError, match="the terms of Market-1501 must be accepted first"):
         install_dataset(small(), data_dir, archive=archive)
     with pytest.raises(UsageError, match="cannot be given together"):
         install_dataset(small(), data_dir, archive=archive, url="http://x/y.zip", accepted=True)
@@ -349,7 +349,7 @@ def bundle(
 
 
 def test_bundle(bundle: Path, data_dir: Path) -> None:
-    with pytest.raises(UsageError, match="DukeMTMC-reID .withdrawn."):
+    with pytest.raises(UsageError, match="terms of Market-1501, DukeMTMC-reID, .* must be accepted"):
         install_bundle(data_dir, archive=bundle)
     report = install_bundle(data_dir, archive=bundle, accepted=True)
     assert report.failures == {}
