@@ -295,7 +295,10 @@ def _write_report(result: dict[str, Any], reporter: Reporter) -> None:
     from ccreid_cli.engine.run_folder import RunFolder
 
     try:
-        result["report"] = str(write_report(RunFolder(Path(result["run"])), reporter=reporter))
+        run = RunFolder(Path(result["run"]))
+        # Where it was trained, and that has been said.
+        path = write_report(run, device=run.read_config().device, reporter=reporter, say_device=False)
+        result["report"] = str(path)
     except CcreidError as error:
         reporter.warning(f"the report was not written: {error.message}")
 

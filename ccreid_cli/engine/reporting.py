@@ -41,6 +41,7 @@ def write_report(
     with_images: bool = True,
     checkpoint: str = "last",
     data_dir: Path | None = None,
+    say_device: bool = True,
 ) -> Path:
     """Write a report on a run: what is missing (images, a checkpoint, an evaluation) is left out and said so.
 
@@ -52,6 +53,7 @@ def write_report(
         with_images: Whether images of the dataset are shown. Without them the training images need no features.
         checkpoint: Which checkpoint rankings and clusters come from: ``last`` or ``best``.
         data_dir: Folder of the datasets; by default where the run was trained.
+        say_device: Whether the device is said, as it need not be where training has just said it.
 
     Returns:
         The file.
@@ -62,7 +64,7 @@ def write_report(
     """
     reporter = reporter or SilentReporter()
     content = gather_metrics(run)
-    examiner = _Examiner(run, device, reporter, checkpoint, data_dir)
+    examiner = _Examiner(run, device, reporter, checkpoint, data_dir, say_device)
     content = examiner.examine(content, with_images=with_images)
     # Only report.page draws, and only here is it needed: Matplotlib takes a second to import.
     from ccreid_cli.report.page import render
@@ -110,6 +112,7 @@ class _Examiner:
     reporter: Reporter
     checkpoint: str
     data_dir: Path | None
+    say_device: bool
 
     def examine(self, content: ReportContent, *, with_images: bool) -> ReportContent:
         """Add everything that needs the images or the network, as far as they can be had."""
@@ -121,7 +124,8 @@ class _Examiner:
         content = self._with_counts(content, dataset)
         request = ModelRequest(str(self.run.path), self.checkpoint)
         content, loaded = self._attempt(
-            content, lambda: load_network(request, self.run.path.parent, self.device, self.reporter)
+            content,
+            lambda: load_network(request, self.run.path.parent, self.device, self.reporter, say_device=self.say_device),
         )
         if loaded is None:
             return content

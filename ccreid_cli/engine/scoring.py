@@ -112,8 +112,17 @@ def checkpoint_file(resume: str, which: str, logs_dir: Path) -> Path:
     return file
 
 
-def load_network(request: ModelRequest, logs_dir: Path, device: str, reporter: Reporter) -> LoadedModel:
+def load_network(
+    request: ModelRequest, logs_dir: Path, device: str, reporter: Reporter, *, say_device: bool = True
+) -> LoadedModel:
     """Build the network that is asked for.
+
+    Args:
+        request: Which network.
+        logs_dir: Folder of the runs.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        reporter: Where messages go.
+        say_device: Whether the device is one of them.
 
     Raises:
         UsageError: A flag contradicts the checkpoint.
@@ -121,7 +130,8 @@ def load_network(request: ModelRequest, logs_dir: Path, device: str, reporter: R
         DataError: There is no such run.
     """
     choice = resolve_device(device)
-    reporter.message(f"device: {choice.device} ({choice.reason})")
+    if say_device:
+        reporter.message(f"device: {choice.device} ({choice.reason})")
     if request.resume is None:
         spec = ModelSpec(
             request.arch or "resnet50", request.pooling_type or "gem", request.features or 0, request.dropout or 0.0

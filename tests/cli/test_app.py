@@ -130,6 +130,18 @@ def test_wrong_command_lines(
     assert "Traceback" not in result.err
 
 
+def test_the_device_is_said_once_though_a_report_follows(cli: Cli, trained: Trained) -> None:
+    result = cli("resume", trained.logs_dir / trained.name, "--device", "cpu")
+    assert result.code == 0 and "report.html" in result.err
+    assert result.err.count("device: ") == 1
+
+
+def test_terms_are_shown_once(cli: Cli, tmp_path: Path) -> None:
+    result = cli("data", "fetch", "market1501", "--data-dir", tmp_path)
+    assert result.code == 2 and "--accept-terms" in result.err
+    assert result.err.count("academic research only") == result.err.count("https://") == 1
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs")
 def test_more_gpus_than_there_are(cli: Cli) -> None:
     result = cli("train", "-d", "toy", "--gpus", 4)
