@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -21,6 +22,7 @@ from ccreid_cli.cli import (
     export,
     extract,
     features,
+    json_lines,
     output,
     report,
     runs,
@@ -106,12 +108,21 @@ def main() -> None:
     debug = os.environ.get("CCREID_DEBUG") == "1"
     # A stream that the caller closed is None.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    in_json = json_lines.is_asked_for(sys.argv)
+    with json_lines.on_stderr() if in_json else nullcontext():
+        _run(debug, in_json)
+
+
+def _run(debug: bool, in_json: bool) -> None:
+    """Run the command line; every error ends here, in words."""
     try:
         for name in ("SIGINT", "SIGTERM", "SIGUSR1"):  # the last is SLURM's notice; Windows has none
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), _stop)
         if answering.VARIABLE in os.environ:
             answering.answer(app, sys.argv[1:], os.environ[answering.VARIABLE])
+        elif in_json:
+            _run_for_program()
         else:
             app(prog_name="ccreid")
     except _Stopped as stopped:
@@ -127,6 +138,19 @@ def main() -> None:
         if debug:
             raise
         _show_unexpected(error)
+
+
+def _run_for_program() -> NoReturn:
+    """Run the command line without Typer's own box around what is wrong with it."""
+    try:
+        code = app(prog_name="ccreid", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        output.show_error(error.format_message(), f"See `{context.command_path} --help`." if context else None)
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(code or 0)
 
 
 def _show_unexpected(error: Exception) -> NoReturn:

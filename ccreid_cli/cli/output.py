@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from ccreid_cli.cli.json_lines import JsonStream, finite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,26 +53,38 @@ def _say(label: str, text: str) -> None:
     talk().print(label + escape(text), soft_wrap=True)
 
 
+def _say_in_json(event: str, **fields: object) -> bool:
+    """Say something as one JSON object where stderr is for a program; tell whether it is."""
+    if isinstance(sys.stderr, JsonStream):
+        sys.stderr.write_event(event, **fields)
+        return True
+    return False
+
+
 def say(text: str) -> None:
     """Say a line to a person."""
-    _say("", text)
+    if not _say_in_json("message", text=text):
+        _say("", text)
 
 
 def warn(text: str) -> None:
     """Say a line that should not be missed."""
-    _say("[yellow]warning:[/] ", text)
+    if not _say_in_json("warning", text=text):
+        _say("[yellow]warning:[/] ", text)
 
 
 def show_error(message: str, hint: str | None = None) -> None:
     """Say what went wrong and what to do."""
+    if _say_in_json("error", text=message, hint=hint):
+        return
     _say("[bold red]error:[/] ", message)
     if hint:
         _say("[bold]hint:[/] ", hint)
 
 
 def ask(question: str) -> bool:
-    """Ask a yes-or-no question on the terminal; without one, the answer is no."""
-    if not (sys.stdin.isatty() and talk().is_terminal):
+    """Ask a yes-or-no question on the terminal; without one, the answer is no, as it is where a program listens."""
+    if isinstance(sys.stderr, JsonStream) or not (sys.stdin.isatty() and talk().is_terminal):
         return False
     return talk().input(f"{question} [y/N] ", markup=False).strip().lower() in {"y", "yes"}
 
@@ -110,17 +123,7 @@ def print_help(usage: str, paragraphs: Sequence[str], sections: Mapping[str, Seq
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Write one JSON object to stdout; numbers that JSON has no name for become null."""
-    print_text(json.dumps(_finite(value), indent=2, default=str))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    print_text(json.dumps(finite(value), indent=2, default=str))
 
 
 def _is_numeric(index: int, cells: Sequence[Sequence[str]]) -> bool:
@@ -165,6 +168,9 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
+    rows = [list(row) for row in rows]
+    if to_stderr and _say_in_json("table", title=title, columns=columns, rows=rows):
+        return
     cells = [[_cell(value) for value in row] for row in rows]
     console = talk() if to_stderr else _results()
     if _least_width(columns, cells) > console.width:

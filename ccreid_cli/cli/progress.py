@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ccreid_cli.cli import output
+from ccreid_cli.cli.json_lines import JsonStream, write_event
 from ccreid_cli.cli.pace import Pace
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter, Task
@@ -124,26 +124,25 @@ class JsonReporter:
 
     def message(self, text: str) -> None:
         """Write an object with event "message"."""
-        self.write(event="message", text=text)
+        self.write("message", text=text)
 
     def warning(self, text: str) -> None:
         """Write an object with event "warning"."""
-        self.write(event="warning", text=text)
+        self.write("warning", text=text)
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "it") -> Iterator[Task]:
         """Write objects with event "begin", "progress" (at most one a second) and "end"."""
-        self.write(event="begin", task=description, total=total, unit=unit)
+        self.write("begin", task=description, total=total, unit=unit)
         task = _JsonTask(self, description, total)
         try:
             yield task
         finally:
-            self.write(event="end", **task.state())
+            self.write("end", **task.state())
 
-    def write(self, **fields: object) -> None:
+    def write(self, event: str, **fields: object) -> None:
         """Write one object, with the time in seconds since 1970."""
-        sys.stderr.write(json.dumps({"time": round(time.time(), 3), **fields}, default=str) + "\n")
-        sys.stderr.flush()
+        write_event(sys.stderr.stream if isinstance(sys.stderr, JsonStream) else sys.stderr, event, **fields)
 
 
 class _JsonTask:
@@ -168,7 +167,7 @@ class _JsonTask:
         now = time.monotonic()
         if now - self._last >= 1:
             self._last = now
-            self._reporter.write(event="progress", **self.state())
+            self._reporter.write("progress", **self.state())
 
     def note(self, **fields: object) -> None:
         self._notes.update(fields)
