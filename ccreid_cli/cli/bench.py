@@ -10,6 +10,7 @@ import typer
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
 from ccreid_cli.cli.common import given
+from ccreid_cli.core.words import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,7 +153,9 @@ def _show(found: dict[str, Any], config: TrainConfig) -> None:
     products = ", ".join(f"{rate:,.0f} GFLOP/s {name}" for name, rate in machine["matrix_product_gflops"].items())
     copy = machine["copy_gb_per_second"]
     ceilings = "; ".join(filter(None, [products and f"matrix product {products}", copy and f"copy {copy:.1f} GB/s"]))
-    title = f"{machine['device']} ({machine['reason']}), {machine['threads']} threads, PyTorch {machine['torch']}"
+    title = (
+        f"{machine['device']} ({machine['reason']}), {plural(machine['threads'], 'thread')}, PyTorch {machine['torch']}"
+    )
     columns = ["stage", "size", "seconds", "per second", "extra MB", "of ceiling", "plain s", "times as fast", "also"]
     output.print_table(title, columns, [_row(result) for result in found["results"]])
     if ceilings:
@@ -189,7 +192,7 @@ def _show_epoch(seconds: dict[str, float], config: TrainConfig) -> None:
         "train": "train, an epoch",
         "evaluate": "evaluate, once",
         "epoch": f"an epoch, evaluation every {config.eval_step}",
-        "run": f"the run, {config.epochs} epochs",
+        "run": f"the run, {plural(config.epochs, 'epoch')}",
     }
     rows = [[names[name], f"{value:,.1f}", f"{value / 60:,.1f}"] for name, value in seconds.items()]
     output.print_table(f"predicted for {config.dataset}: {shape}", ["", "seconds", "minutes"], rows)

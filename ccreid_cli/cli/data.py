@@ -10,6 +10,7 @@ import typer
 from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import data_dir_or_default, refuse_existing
+from ccreid_cli.core.words import plural
 
 if TYPE_CHECKING:
     from ccreid_cli.data.catalog import DatasetInfo
@@ -187,7 +188,7 @@ def verify(
             output.warn(f"{image.path}: {image.reason}")
         if decode:
             rate = f"{report.seconds:.1f} s, {report.images_per_second:,.0f} images/s"
-            output.say(f"decoded {report.num_decoded:,} images in {rate}; {len(report.broken)} broken")
+            output.say(f"decoded {plural(report.num_decoded, 'image')} in {rate}; {len(report.broken)} broken")
     if not report.passed:
         failed = ", ".join(check.name for check in report.checks if not check.passed)
         raise DataError(f"{report.name} is not as published: {failed}.")
@@ -276,4 +277,4 @@ def clean(data_dir: opt.DataDir = None, as_json: opt.Json = False) -> None:
         return
     for path in report.in_use:
         output.warn(f"{path} is in use and was left")
-    output.say(f"removed {len(report.removed)} item(s), freed {report.freed_bytes / 1e6:,.1f} MB")
+    output.say(f"removed {plural(len(report.removed), 'item')}, freed {report.freed_bytes / 1e6:,.1f} MB")

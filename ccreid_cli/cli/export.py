@@ -11,6 +11,7 @@ from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import logs_dir_or_default, named_data_dir, refuse_existing
 from ccreid_cli.cli.extract import Checkpoint, model_request
+from ccreid_cli.core.words import plural
 
 
 def _forms(incomplete: str) -> list[str]:
@@ -95,7 +96,7 @@ def export(
         reporter=reporter,
     )
     images, about_images = sample_images(embedder, datasets)
-    reporter.message(f"writing {form} and checking it on {len(images)} images: {about_images}")
+    reporter.message(f"writing {form} and checking it on {plural(len(images), 'image')}: {about_images}")
     check = export_model(embedder, form, file, images, about_images, uint8_input=uint8_input, reporter=reporter)
     card = model_card(embedder, form, file, check, uint8_input=uint8_input)
     cards = write_cards(card, file)
@@ -103,7 +104,7 @@ def export(
         output.print_json({"output": str(file), "cards": [str(path) for path in cards], "card": card})
         return
     output.print_text(
-        f"{file}: checked on {check.num_images} images ({check.images}), largest difference "
+        f"{file}: checked on {plural(check.num_images, 'image')} ({check.images}), largest difference "
         f"{check.max_abs_difference:.1e}, smallest cosine {check.min_cosine:.6f}"
     )
 

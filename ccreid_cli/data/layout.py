@@ -11,6 +11,7 @@ from typing import Any
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.core.words import plural
 from ccreid_cli.data.catalog import CATALOG, DatasetInfo, Place, Policy
 from ccreid_cli.data.forms import Scan
 from ccreid_cli.data.locate import Found, find_dataset, how_to_get, missing_error
@@ -178,16 +179,15 @@ def problems_of(info: DatasetInfo, place: Place, root: Path, scan: Scan) -> list
             where = root / part if (root / part).is_dir() else root
             problems.append(Problem(ProblemKind.EMPTY, f"no {name} image was found in {where}{_kinds_in(where)}."))
     if scan.absent:
-        problems.append(
-            Problem(ProblemKind.ABSENT, f"{len(scan.absent):,} listed images are not in {root}: {_few(scan.absent)}.")
-        )
+        text = f"{plural(len(scan.absent), 'listed image is', 'listed images are')} not in {root}"
+        problems.append(Problem(ProblemKind.ABSENT, f"{text}: {_few(scan.absent)}."))
     strange = _strange_cameras(info, scan)
     if strange:
         known = ", ".join(str(number) for number in info.cameras or ())
-        text = f"{len(strange):,} images in {root} are from cameras that it does not have ({known}): {_few(strange)}."
-        problems.append(Problem(ProblemKind.CAMERAS, text))
+        text = f"{root} has {plural(len(strange), 'image')} from cameras that are not its own ({known})"
+        problems.append(Problem(ProblemKind.CAMERAS, f"{text}: {_few(strange)}."))
     if scan.misnamed:
-        text = f"{len(scan.misnamed):,} images in {root} have names without identity and camera and are left out"
+        text = f"{root} has {plural(len(scan.misnamed), 'image')} left out, without identity and camera in the name"
         problems.append(Problem(ProblemKind.NAMES, f"{text}: {_few(scan.misnamed)}."))
     return problems + _count_problems(info, place, root, scan)
 
@@ -266,12 +266,12 @@ def _count_problems(info: DatasetInfo, place: Place, root: Path, scan: Scan) -> 
     """Put all counts that differ from the published ones into one problem."""
     different = []
     for split, counts in info.published(place).items():
-        for what, found, published in (
-            ("images", scan.num_images(split), counts.num_images),
-            ("identities", scan.num_ids(split), counts.num_ids),
+        for one, many, found, published in (
+            ("image", "images", scan.num_images(split), counts.num_images),
+            ("identity", "identities", scan.num_ids(split), counts.num_ids),
         ):
             if published is not None and found != published:
-                different.append(f"{found:,} {split} {what} (published: {published:,})")
+                different.append(f"{plural(found, f'{split} {one}', f'{split} {many}')} (published: {published:,})")
     if not different:
         return []
     return [Problem(ProblemKind.COUNTS, f"{root} is not the published dataset: {', '.join(different)}.")]

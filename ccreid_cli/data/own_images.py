@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.core.words import plural
 from ccreid_cli.data.forms import JUNK_ID, MARKET_PATTERN, list_images
 from ccreid_cli.data.locate import is_archive_name
 from ccreid_cli.data.manifest import MANIFEST_ENDINGS, read_manifest
@@ -109,7 +110,8 @@ def _from_folder(root: Path, reporter: Reporter) -> dict[str, list[Record]]:
         crops = {split: _crops_in(root, folder) for split, folder in folders.items()}
         loose = list_images(root, IMAGE_ENDINGS)
         if loose:
-            reporter.warning(f"{root}: {len(loose):,} images outside {_names(folders.values())} are left out.")
+            left_out = plural(len(loose), "image is", "images are")
+            reporter.warning(f"{root}: {left_out} left out, being outside {_names(folders.values())}.")
     crops = {split: found for split, found in crops.items() if found}
     reader = _choose_reader(root, crops, reporter)
     records: dict[str, list[Record]] = {split: [] for split in SPLITS}
@@ -119,7 +121,7 @@ def _from_folder(root: Path, reporter: Reporter) -> dict[str, list[Record]]:
         records[split] = [record for record in read if record is not None]
         num_junk += len(read) - len(records[split])
     if num_junk:
-        reporter.message(f"{root}: {num_junk:,} junk images (identity -1) are left out.")
+        reporter.message(f"{root}: {plural(num_junk, 'junk image is', 'junk images are')} left out (identity -1).")
     return records
 
 
@@ -134,7 +136,7 @@ def _choose_reader(root: Path, crops: dict[str, list[_Crop]], reporter: Reporter
     if everything and num_nested == len(everything):
         identities = sorted({crop.identity for crop in everything})
         numbers = {name: number for number, name in enumerate(name for name in identities if name != str(JUNK_ID))}
-        reporter.message(f"{root}: its sub-folders are taken as {len(numbers):,} identities.")
+        reporter.message(f"{root}: its sub-folders are taken as {plural(len(numbers), 'identity', 'identities')}.")
         return lambda crop: _identity_record(crop, numbers)
     if "query" in crops or "gallery" in crops:
         stray = next(crop for crop in everything if not crop.identity and not _MARKET_NAME.match(crop.file_name))

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ccreid_cli.core.reporter import Reporter, SilentReporter, track
+from ccreid_cli.core.words import plural
 from ccreid_cli.data.catalog import CATALOG, DatasetInfo
 from ccreid_cli.data.forms import Scan
 from ccreid_cli.data.layout import ProblemKind, build_dataset, load_dataset, problems_of, scan_place
@@ -182,12 +183,12 @@ def _count_checks(info: DatasetInfo, found: Found, scan: Scan) -> list[Check]:
     for split, counts in info.published(found.place).items():
         images, ids = scan.num_images(split), scan.num_ids(split)
         passed = images > 0 and counts.num_images in (None, images) and counts.num_ids in (None, ids)
-        detail = f"{images:,} images of {ids:,} identities"
+        detail = f"{plural(images, 'image')} of {plural(ids, 'identity', 'identities')}"
         if counts.num_images is not None:
             ids_text = f" of {counts.num_ids:,}" if counts.num_ids is not None else ""
             detail += f"; published: {counts.num_images:,}{ids_text}"
         if scan.num_junk[split]:
-            detail += f"; {scan.num_junk[split]:,} junk images left out"
+            detail += f"; {plural(scan.num_junk[split], 'junk image')} left out"
         checks.append(Check(split, passed, detail))
     return checks
 
@@ -203,7 +204,7 @@ def _verify_dataset_itself(dataset: ReidDataset, *, test_ids_repeat: bool) -> Ve
                 Check("identities", True, "test identities are numbered from 0 again, so they are not compared")
             )
         else:
-            detail = f"{len(shared):,} identities are in both train and query"
+            detail = f"{plural(len(shared), 'identity is', 'identities are')} in both train and query"
             checks.append(Check("identities", len(shared) == 0, detail))
     if dataset.has_evaluation:
         unmatched = int(queries_without_match(dataset.query, dataset.gallery).sum())

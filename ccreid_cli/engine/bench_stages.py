@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ccreid_cli.contrast.memory import ClusterMemory
 from ccreid_cli.contrast.sampling import sample_epoch
+from ccreid_cli.core.words import plural
 from ccreid_cli.data.augment import draw_augmentation, normalize
 from ccreid_cli.data.image_store import ImageStore, open_store
 from ccreid_cli.engine.bench_base import Bench, StageResult
@@ -78,7 +79,7 @@ def _time_labels(bench: Bench, features: torch.Tensor, name: str) -> StageResult
         f"{precision} product",
         ideal / found.seconds,
         parts={part: statistics.median(one.seconds[part] for one in timed) for part in labels.seconds},
-        note=f"{labels.num_clusters:,} clusters, {100 * labels.num_outliers / total:.0f} % outliers",
+        note=f"{plural(labels.num_clusters, 'cluster')}, {100 * labels.num_outliers / total:.0f} % outliers",
         numbers={"dim": dim},
     )
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ccreid_cli.core.errors import DeviceError, UsageError
+from ccreid_cli.core.words import plural
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def resolve_device(request: str = "auto") -> DeviceChoice:
 def _choose_cuda(index: int | None) -> DeviceChoice:
     count = torch.cuda.device_count()
     if index is not None and index >= count:
-        raise DeviceError(f"--device cuda:{index}: only {count} GPU(s) are visible.", "`ccreid doctor` lists them.")
+        raise DeviceError(
+            f"--device cuda:{index}: only {plural(count, 'GPU is', 'GPUs are')} visible.", "`ccreid doctor` lists them."
+        )
     reason = "as asked"
     if index is None and "LOCAL_RANK" in os.environ:
         index = int(os.environ["LOCAL_RANK"]) % count

@@ -16,6 +16,7 @@ from ccreid_cli.core.config import recipe_names
 from ccreid_cli.core.errors import CcreidError
 from ccreid_cli.core.files import free_bytes
 from ccreid_cli.core.paths import torch_hub_checkpoints
+from ccreid_cli.core.words import plural
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.data.layout import dataset_state
 from ccreid_cli.engine.device import cpu_has_bf16, resolve_device
@@ -88,7 +89,7 @@ def _device(name: str) -> tuple[str, str]:
             return "FAILED", f"{precision} products are wrong"
     times = ", ".join(f"{key} {1000 * value:.1f} ms" for key, value in seconds.items())
     if name == "cpu":
-        extra = f"{torch.get_num_threads()} threads, bf16 units: {'yes' if cpu_has_bf16() else 'no'}"
+        extra = f"{plural(torch.get_num_threads(), 'thread')}, bf16 units: {'yes' if cpu_has_bf16() else 'no'}"
     else:
         extra = "computes"
     return "ok", f"{extra}; 512 x 512 product: {times}"
@@ -128,7 +129,7 @@ def _faiss() -> tuple[str, str]:
     if not (index.search(rows, 1)[1][:, 0] == np.arange(8)).all():
         return "FAILED", "a search gave wrong neighbours"
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-    return "ok", f"{faiss.__version__}; {gpus} GPU(s); a small search is right"
+    return "ok", f"{faiss.__version__}; {plural(gpus, 'GPU')}; a small search is right"
 
 
 def _package(module: str, extra: str) -> tuple[str, str]:

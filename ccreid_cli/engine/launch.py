@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from ccreid_cli.core.errors import SAID_ELSEWHERE, DeviceError, Interrupted, UsageError
+from ccreid_cli.core.words import plural
 from ccreid_cli.engine.distributed import is_launched, threads_per_process
 from ccreid_cli.engine.signals import HANDLED, as_exit_signal
 
@@ -46,13 +47,15 @@ def num_processes(
     visible = torch.cuda.device_count()
     if gpus is not None:
         if gpus > max(visible, 1) or (gpus > 0 and visible == 0):
-            raise DeviceError(f"--gpus {gpus}: {visible} GPU(s) are visible.", "See `ccreid doctor`.")
+            raise DeviceError(
+                f"--gpus {gpus}: {plural(visible, 'GPU is', 'GPUs are')} visible.", "See `ccreid doctor`."
+            )
         return gpus
     usable = max(1, min(visible, -(-batch_size // samples_per_bn)))
     if usable < visible:
         say(
-            f"using {usable} of {visible} GPUs: a batch of {batch_size} has {usable} chunk(s) of {samples_per_bn} "
-            "images that share batch-norm statistics (-b and --samples-per-bn change that)."
+            f"using {usable} of {visible} GPUs: a batch of {batch_size} has {plural(usable, 'chunk')} of "
+            f"{samples_per_bn} images that share batch-norm statistics (-b and --samples-per-bn change that)."
         )
     return usable
 

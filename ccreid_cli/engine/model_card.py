@@ -9,6 +9,7 @@ from typing import Any
 
 from ccreid_cli import __version__
 from ccreid_cli.core.files import atomic_write_text, sha256_of
+from ccreid_cli.core.words import plural
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.engine.embedding import Embedder
 from ccreid_cli.engine.export import ExportCheck, contract_of
@@ -180,7 +181,7 @@ def _training_text(card: Mapping[str, Any]) -> str:
 def _check_text(card: Mapping[str, Any]) -> str:
     check = card["check"]
     return (
-        f"Compared with PyTorch on {check['num_images']} images ({check['images']}): largest difference "
+        f"Compared with PyTorch on {plural(check['num_images'], 'image')} ({check['images']}): largest difference "
         f"{check['max_abs_difference']:.1e}, smallest cosine {check['min_cosine']:.6f}.\n\n"
         f"Model fingerprint `{card['model']}`, file SHA-256 `{card['file_sha256']}`."
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from ccreid_cli.core.errors import CheckpointError
 from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.core.words import plural
 from ccreid_cli.engine.checkpoint import CheckpointStore, Saved, is_whole, read_checkpoint
 from ccreid_cli.engine.run_folder import RunFolder
 
@@ -49,7 +50,7 @@ def _refuse_lost_epochs(run: RunFolder) -> None:
     done = len(run.read_metrics())
     if done:
         raise CheckpointError(
-            f"{run.checkpoints} is empty, though {done} epoch(s) of this run were done.",
+            f"{run.checkpoints} is empty, though {plural(done, 'epoch')} of this run had been done.",
             "Put the checkpoints back, or start a new run under another --name.",
         )
 

@@ -22,6 +22,7 @@ from torchvision.ops import StochasticDepth
 from ccreid_cli.contrast.memory import ClusterMemory
 from ccreid_cli.core.errors import DeviceError, UsageError
 from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.core.words import plural
 from ccreid_cli.data.augment import AugmentPlan, augment
 from ccreid_cli.data.image_source import ImageSet, ImageSource
 from ccreid_cli.engine.device import autocast, derived_seed, is_out_of_memory
@@ -67,10 +68,11 @@ def share_chunks(batch_size: int, samples_per_bn: int, world: int) -> list[int]:
     """
     chunks = bn_chunks(batch_size, samples_per_bn)
     if world > len(chunks):
+        most = plural(len(chunks), "process", "processes")
         raise UsageError(
-            f"{world} processes cannot share a batch of {len(chunks)} batch-norm chunk(s) "
+            f"{world} processes cannot share a batch of {plural(len(chunks), 'batch-norm chunk')} "
             f"(batch size {batch_size}, --samples-per-bn {samples_per_bn}).",
-            f"Use at most {len(chunks)} process(es), or a larger batch, or a smaller --samples-per-bn.",
+            f"Use at most {most}, or a larger batch, or a smaller --samples-per-bn.",
         )
     return chunks
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ccreid_cli.core.words import plural
+
 STAGES = ("extract", "neighbors", "jaccard", "clustering", "memory", "train", "evaluate", "save")
 """The stages of an epoch, in order."""
 
@@ -78,8 +80,8 @@ def describe_epoch(line: dict[str, Any], epochs: int) -> str:
     parts = [
         f"epoch {line['epoch'] + 1}/{epochs}",
         f"loss {line['loss']:.3f}",
-        f"{line['num_clusters']:,} clusters",
-        f"{line['num_outliers']:,} outliers",
+        plural(line["num_clusters"], "cluster"),
+        plural(line["num_outliers"], "outlier"),
     ]
     if "ari" in line:
         parts.append(f"ARI {line['ari']:.3f}")

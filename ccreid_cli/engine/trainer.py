@@ -20,6 +20,7 @@ from ccreid_cli.contrast.sampling import batches_are_short
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import CheckpointError, DataError, Interrupted
 from ccreid_cli.core.reporter import Reporter, Task
+from ccreid_cli.core.words import plural
 from ccreid_cli.data.image_source import ImageSet
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.distributed import Group
@@ -165,7 +166,7 @@ class Trainer:
         if batches_are_short(found.labels, self.config.batch_size, self.config.num_instances):
             self.reporter.warning(
                 f"{found.num_clusters} clusters do not fill a batch of {self.config.batch_size} at "
-                f"{self.config.num_instances} images each: clusters repeat within a batch."
+                f"{plural(self.config.num_instances, 'image')} each: clusters repeat within a batch."
             )
 
     def _run_steps(self, task: Task) -> None:
@@ -220,8 +221,8 @@ class Trainer:
         if self.config.cluster == "infomap":
             advice = {"larger": "smaller", "smaller": "larger"}[advice]  # there eps is a similarity
         raise DataError(
-            f"epoch {self.state.epoch + 1}: {found} among {len(self.store):,} images ({num_outliers:,} outliers) at "
-            f"--eps {self.config.eps:g}; there is nothing to tell apart.",
+            f"epoch {self.state.epoch + 1}: {found} among {plural(len(self.store), 'image')} "
+            f"({plural(num_outliers, 'outlier')}) at --eps {self.config.eps:g}; there is nothing to tell apart.",
             f"Try a {advice} --eps; better starting weights (--weights imagenet) help too.",
         )
 

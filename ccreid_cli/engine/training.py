@@ -16,6 +16,7 @@ from ccreid_cli.core.config import MAY_CHANGE_ON_RESUME, ResolvedConfig, TrainCo
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.core.words import plural
 from ccreid_cli.data.layout import load_dataset
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.checkpoint import config_of
@@ -295,11 +296,13 @@ def _owned(run: RunFolder, session: _Session) -> Iterator[None]:
 def _check_epochs(done: int, config: TrainConfig, session: _Session) -> None:
     if done > config.epochs:
         raise UsageError(
-            f"--epochs {config.epochs} is less than the {done} epochs that the run has.",
+            f"--epochs {config.epochs} is less than the {plural(done, 'epoch')} that the run has.",
             "Give more to go on, or none to see its result.",
         )
     if done == config.epochs:
-        session.reporter.message(f"all {done} epochs are done; a larger --epochs goes on.")
+        session.reporter.message(
+            f"{plural(done, 'epoch is', 'epochs are')} done, which is all; a larger --epochs goes on."
+        )
 
 
 def _check_same_images(content: Mapping[str, Any], dataset: ReidDataset) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
+from ccreid_cli.core.words import plural
 from ccreid_cli.pseudo_labels.clustering import CLUSTERERS, ClusterSettings, Stopwatch
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
 
@@ -67,7 +68,7 @@ def pseudo_labels(
         labels = CLUSTERERS[settings.method](table, settings, watch)
     num_clusters, num_outliers = int(labels.max(initial=-1)) + 1, int((labels == -1).sum())
     reporter.message(
-        f"{settings.method}: {num_clusters:,} clusters, {num_outliers:,} of {len(labels):,} images in none"
+        f"{settings.method}: {plural(num_clusters, 'cluster')}, {num_outliers:,} of {len(labels):,} images in none"
     )
     return PseudoLabels(labels, num_clusters, num_outliers, watch.seconds)
 

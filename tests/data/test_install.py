@@ -121,7 +121,7 @@ def test_wrong_archives_change_nothing(tree: Path, data_dir: Path, tmp_path: Pat
     with pytest.raises(DataError, match="no folder in it has bounding_box_train, query, bounding_box_test"):
         install_dataset(small(), data_dir, archive=archive, accepted=True)
     next((tree / "query").glob("0*.jpg")).unlink()
-    with pytest.raises(DataError, match=r"1 query images \(published: 2\)") as caught:
+    with pytest.raises(DataError, match=r"1 query image \(published: 2\)") as caught:
         install_dataset(small(), data_dir, archive=pack(tree, archive, "Market/"), accepted=True)
     assert ".ccreid" not in caught.value.message  # the temporary folder is nobody's business
     archive.write_bytes(archive.read_bytes()[:-200])
@@ -137,7 +137,7 @@ def test_a_variant_is_taken_with_force_where_nothing_is_replaced(
     archive = pack(tree, tmp_path / "a.zip", "Market/")
     root = install_dataset(small(), data_dir, archive=archive, accepted=True, force=True, reporter=listener)
     assert pictures(root) == pictures(tree)
-    assert "1 query images (published: 2)" in listener.warnings[0]
+    assert "1 query image (published: 2)" in listener.warnings[0]
     duke = pack(tree, tmp_path / "b.zip", "DukeMTMC-reID/")
     with pytest.raises(DataError, match="does not hold the published"):
         install_dataset(small(), tmp_path / "E", archive=duke, accepted=True, force=True)

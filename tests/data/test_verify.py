@@ -43,7 +43,7 @@ def test_counts(root: Path, tmp_path: Path) -> None:
     next((root / "bounding_box_train").glob("0007*.jpg")).unlink()
     report = verify_dataset("market1501", tmp_path)
     assert failed(report) == {"train"}
-    assert any("2 images of 1 identities; published: 3 of 2" in check.detail for check in report.checks)
+    assert any("2 images of 1 identity; published: 3 of 2" in check.detail for check in report.checks)
 
 
 def test_identities_in_train_and_query(root: Path, tmp_path: Path, write_images: Write) -> None:

@@ -70,7 +70,7 @@ def test_the_rank_decides_under_a_launcher(machine: Any, monkeypatch: pytest.Mon
 def test_a_gpu_by_number(machine: Any) -> None:
     machine([10, 79])
     assert resolve_device("cuda:0").device.index == 0
-    with pytest.raises(DeviceError, match=r"cuda:2: only 2 GPU\(s\) are visible"):
+    with pytest.raises(DeviceError, match=r"cuda:2: only 2 GPUs are visible"):
         resolve_device("cuda:2")
 
 

@@ -151,7 +151,7 @@ def test_every_checkpoint_is_damaged(logs: Path) -> None:
 def test_an_emptied_checkpoints_folder(logs: Path) -> None:
     for path in (logs / "run" / "checkpoints").iterdir():
         path.unlink()
-    with pytest.raises(CheckpointError, match=r"empty, though 2 epoch\(s\) of this run were done"):
+    with pytest.raises(CheckpointError, match=r"empty, though 2 epochs of this run had been done"):
         tiny.resume(logs)
 
 

@@ -136,7 +136,7 @@ def test_more_processes_than_chunks_are_refused() -> None:
     assert share_chunks(256, 64, 4) == [64] * 4
     with pytest.raises(UsageError, match="5 processes cannot share a batch of 4") as caught:
         share_chunks(256, 64, 5)
-    assert "at most 4 process(es)" in str(caught.value.hint)
+    assert "at most 4 processes" in str(caught.value.hint)
 
 
 def test_which_networks_are_random() -> None:
