@@ -200,6 +200,8 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
+    # PyTorch warns of this one although its kernels add in a fixed order: each place sums the windows that it won.
+    warnings.filterwarnings("ignore", "max_pool2d_with_indices_backward_cuda")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

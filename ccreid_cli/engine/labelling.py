@@ -9,7 +9,7 @@ from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.engine.distributed import Group
-from ccreid_cli.pseudo_labels.clustering import Stopwatch, dbscan, infomap
+from ccreid_cli.pseudo_labels.clustering import dbscan, infomap
 from ccreid_cli.pseudo_labels.jaccard import (
     average_weights,
     expansion_weights,
@@ -21,6 +21,7 @@ from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.overlap import OverlapSearch, Pairs
 from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, PseudoLabels, pseudo_labels
 from ccreid_cli.pseudo_labels.sparse_rows import SparseRows
+from ccreid_cli.pseudo_labels.stopwatch import Stopwatch
 
 
 def cluster_settings(config: TrainConfig) -> ClusterSettings:
@@ -51,7 +52,7 @@ def label_features(features: torch.Tensor, config: TrainConfig, group: Group, re
         return pseudo_labels(features, settings, device=group.device)
     if not bool(torch.isfinite(features).all()):
         raise DataError("some features are not a number: the model has diverged.", "Try a smaller --lr.")
-    watch = Stopwatch()
+    watch = Stopwatch(group.device)
     labels = _label_together(features, settings, group, watch)
     return PseudoLabels(labels, int(labels.max(initial=-1)) + 1, int((labels == -1).sum()), watch.seconds)
 

@@ -15,19 +15,12 @@ import numpy as np
 import torch
 
 from ccreid_cli.engine.host_memory import return_freed_memory
+from ccreid_cli.pseudo_labels.stopwatch import synchronize
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _COPIED_BYTES = 256 << 20
 _PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 class PeakMemory:

@@ -36,6 +36,7 @@ from ccreid_cli.engine.train_state import TrainState, describe_epoch
 from ccreid_cli.engine.writers import MetricWriter, make_writers
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.clustering import label_quality
+from ccreid_cli.pseudo_labels.stopwatch import synchronize
 
 LR_DECAY = 0.1
 STOP_CHECK_STEPS = 10
@@ -356,6 +357,7 @@ class Trainer:
             self._epochs.note(stage=stage)
         try:
             yield
+            synchronize(self.group.device)
         finally:
             seconds = self.state.line.setdefault("seconds", {})
             seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 3)

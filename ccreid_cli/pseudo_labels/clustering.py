@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +19,7 @@ from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.pseudo_labels.jaccard import jaccard_graph
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
+from ccreid_cli.pseudo_labels.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,6 @@ class ClusterSettings:
         for option, value in (("--k1", self.k1), ("--k2", self.k2), ("--min-samples", self.min_samples)):
             if value < 1:
                 raise UsageError(f"{option} is {value}, but must be at least 1", hint="leave it out for its default")
-
-
-class Stopwatch:
-    """Collects the seconds that named stages take."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to `name`."""
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
 
 def cluster_by_dbscan(table: FeatureTable, settings: ClusterSettings, watch: Stopwatch) -> NDArray[np.int64]:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.core.words import plural
-from ccreid_cli.pseudo_labels.clustering import CLUSTERERS, ClusterSettings, Stopwatch
+from ccreid_cli.pseudo_labels.clustering import CLUSTERERS, ClusterSettings
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
+from ccreid_cli.pseudo_labels.stopwatch import Stopwatch
 
 __all__ = ["ClusterSettings", "PseudoLabels", "pseudo_labels"]
 
@@ -59,7 +60,7 @@ def pseudo_labels(
         UsageError: The method needs a package that is not installed.
     """
     reporter = reporter or SilentReporter()
-    watch = Stopwatch()
+    watch = Stopwatch(_device_of(features, device))
     if len(features) == 0:
         labels = np.empty(0, dtype=np.int64)
     else:
@@ -73,9 +74,13 @@ def pseudo_labels(
     return PseudoLabels(labels, num_clusters, num_outliers, watch.seconds)
 
 
+def _device_of(features: FeatureArray, device: torch.device | None) -> torch.device:
+    return device or (features.device if isinstance(features, torch.Tensor) else torch.device("cpu"))
+
+
 def _unit_rows(features: FeatureArray, device: torch.device | None) -> torch.Tensor:
     rows = features if isinstance(features, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(features))
-    rows = rows.detach().to(device or rows.device, torch.float32)
+    rows = rows.detach().to(_device_of(features, device), torch.float32)
     lengths = torch.linalg.vector_norm(rows, dim=1)
     bad = torch.nonzero(~(torch.isfinite(lengths) & (lengths > 0)))[:, 0]
     if len(bad):
