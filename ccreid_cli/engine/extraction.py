@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
-from ccreid_cli.core.errors import UsageError
+from ccreid_cli.core.errors import DeviceError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.data.augment import normalize
 from ccreid_cli.data.image_source import ImageSet
-from ccreid_cli.engine.device import autocast
+from ccreid_cli.engine.device import autocast, is_out_of_memory
 from ccreid_cli.engine.distributed import Group
 from ccreid_cli.models.fused import fuse, is_fusible
 from ccreid_cli.models.reid_net import ReidNet
@@ -63,6 +64,9 @@ def extract_features(
 
     Returns:
         (N, D) float32, on `device`.
+
+    Raises:
+        DeviceError: Not even one image fits into the device's memory. A batch that does not is halved.
     """
     group = group or Group()
     reporter = reporter or SilentReporter()
@@ -70,21 +74,57 @@ def extract_features(
     start, stop = group.bounds(len(store))
     was_training = model.training
     model.eval()
-    network = model
+    network: nn.Module = model
     if device.type == "cpu" and is_fusible():
         network = fuse(model, torch.bfloat16 if precision == "bf16" else torch.float32)
     rows = torch.empty((stop - start, model.embedding_dim), device=device)
+    first = start
     with reporter.task(description, stop - start, "img") as task:
-        for first in range(start, stop, size):
+        while first < stop:
             if check_stop:
                 check_stop()
             last = min(first + size, stop)
-            images = normalize(store.gather(torch.arange(first, last), device))
-            with autocast(device, precision):
-                rows[first - start : last - start] = network(images)
+            features = _features_or_none(network, store, first, last, device, precision)
+            if features is None:  # by now what the failed attempt held is free
+                size = _smaller(last - first, device, reporter)
+                continue
+            rows[first - start : last - start] = features
             task.advance(last - first)
             if (last - start) % _IMAGES_MAPPED < size:
                 store.let_go()
+            first = last
     store.let_go()
     model.train(was_training)
     return group.gather_rows(rows)
+
+
+def _features_or_none(
+    network: nn.Module, store: ImageSet, first: int, last: int, device: torch.device, precision: str
+) -> torch.Tensor | None:
+    """Return the features of the images [first, last), or None where they do not fit into memory."""
+    try:
+        images = normalize(store.gather(torch.arange(first, last), device))
+        with autocast(device, precision):
+            features: torch.Tensor = network(images)
+        return features
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _smaller(size: int, device: torch.device, reporter: Reporter) -> int:
+    """Return half of a batch that did not fit.
+
+    Raises:
+        DeviceError: It was a single image.
+    """
+    if size == 1:
+        raise DeviceError(
+            f"not even one image at a time fits into the memory of {device}.",
+            "Use --precision bf16, a smaller --height and --width, or another --device.",
+        )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    reporter.warning(f"{size} images do not fit into memory at once: going on with {size // 2} (same features).")
+    return size // 2

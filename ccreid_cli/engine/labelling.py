@@ -8,6 +8,7 @@ import torch
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.engine.device import is_out_of_memory
 from ccreid_cli.engine.distributed import Group
 from ccreid_cli.pseudo_labels.clustering import dbscan, infomap
 from ccreid_cli.pseudo_labels.jaccard import (
@@ -49,12 +50,26 @@ def label_features(features: torch.Tensor, config: TrainConfig, group: Group, re
     """
     settings = cluster_settings(config)
     if group.world == 1:
-        return pseudo_labels(features, settings, device=group.device)
+        return _label_alone(features, settings, group.device, reporter)
     if not bool(torch.isfinite(features).all()):
         raise DataError("some features are not a number: the model has diverged.", "Try a smaller --lr.")
     watch = Stopwatch(group.device)
     labels = _label_together(features, settings, group, watch)
     return PseudoLabels(labels, int(labels.max(initial=-1)) + 1, int((labels == -1).sum()), watch.seconds)
+
+
+def _label_alone(
+    features: torch.Tensor, settings: ClusterSettings, device: torch.device, reporter: Reporter
+) -> PseudoLabels:
+    """Label on the device; or on the CPU, which gives the same, where the device has too little memory."""
+    try:
+        return pseudo_labels(features, settings, device=device)
+    except RuntimeError as error:
+        if device.type == "cpu" or not is_out_of_memory(error):
+            raise
+    reporter.warning(f"the pseudo-labels do not fit into the memory of {device}: computing the same on the CPU.")
+    torch.cuda.empty_cache()
+    return pseudo_labels(features.cpu(), settings)
 
 
 def _label_together(

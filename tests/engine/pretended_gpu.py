@@ -232,6 +232,7 @@ def pretended(kind: str = "cuda") -> Iterator[PretendedGpu]:
         "memory_reserved": lambda device=None: 0,
         "max_memory_allocated": lambda device=None: 1 << 20,
         "reset_peak_memory_stats": lambda device=None: None,
+        "is_current_stream_capturing": lambda: False,
         "_lazy_init": lambda: None,
     }
     with ExitStack() as stack:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pretended_gpu
 import pytest
+import steps_in_ranks
 import tiny
 import torch
 from pretended_gpu import Pretend, PretendedGpu, pretended
@@ -19,12 +20,14 @@ from torch import nn
 
 from ccreid_cli.cli.app import main
 from ccreid_cli.core.config import TrainConfig
-from ccreid_cli.core.errors import Interrupted
+from ccreid_cli.core.errors import DeviceError, Interrupted
 from ccreid_cli.engine import measure
 from ccreid_cli.engine.bench import run_bench
 from ccreid_cli.engine.bench_base import BenchSettings
+from ccreid_cli.engine.distributed import Group
+from ccreid_cli.engine.extraction import extract_features
+from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.engine.steps import TrainStep
-from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
 
 KINDS = ["cuda", "mps"]
@@ -134,17 +137,43 @@ def test_other_ways_of_training(kind: str, changes: dict[str, Any], tiny_data: P
 def test_a_step_that_does_not_fit_is_split(
     kind: str, tiny_data: Path, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = ReidNet.forward
-
-    def limited(self: ReidNet, inputs: torch.Tensor) -> torch.Tensor:
-        if self.training and len(inputs) > 8:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return forward(self, inputs)
-
-    monkeypatch.setattr(ReidNet, "forward", limited)
+    tiny.limit_memory(monkeypatch, 8)
     with pretended(kind), tiny.watched() as watch:
         tiny.train(tiny_data, tmp_path, device=kind, precision="fp32")
     assert watch.losses == pytest.approx(undisturbed["losses"], abs=1e-4)
+
+
+def test_extraction_halves_a_batch_that_does_not_fit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = steps_in_ranks.Fixed()
+    expected = extract_features(fixed.model, fixed.store, device=torch.device("cpu"))
+    tiny.limit_memory(monkeypatch, 7)
+    reporter = tiny.Warnings()
+    with pretended(kind) as gpu:
+        model = fixed.model.to(kind)
+        found = extract_features(model, fixed.store, device=gpu.device, batch_size=24, reporter=reporter)
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+        assert [said.split(" do not fit")[0] for said in reporter.said] == ["24 images", "12 images"]
+        tiny.limit_memory(monkeypatch, 0)
+        with pytest.raises(DeviceError, match="not even one image"):
+            extract_features(model, fixed.store, device=gpu.device, batch_size=24)
+        model.cpu()
+
+
+def test_labels_that_do_not_fit_are_made_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    centres = torch.nn.functional.normalize(torch.randn(10, 16), dim=1).repeat_interleave(8, 0)
+    rows = torch.nn.functional.normalize(centres + 0.05 * torch.randn(80, 16), dim=1)
+    config, reporter = TrainConfig(k1=8, k2=3, eps=0.5), tiny.Warnings()
+    expected = label_features(rows, config, Group(), reporter)
+
+    def limited(device: torch.device) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with pretended() as gpu:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", limited)
+        found = label_features(rows.to("cuda"), config, Group(device=gpu.device), reporter)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.num_clusters == 10 and "the same on the CPU" in reporter.said[-1]
 
 
 @pytest.mark.parametrize("method", ["dbscan", "infomap"])

@@ -12,34 +12,11 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ccreid_cli.core.errors import DeviceError, UsageError
-from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.engine.steps import TrainStep, draws_random_numbers, share_chunks
 from ccreid_cli.models.batch_norm import bn_chunks
 from ccreid_cli.models.reid_net import ReidNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Warnings(SilentReporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.said.append(text)
-
-
-def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int, *, after_forward: bool = False, times: int = 99) -> None:
-    """Let the network run out of memory for more than `images` at a time, at most `times` times."""
-    forward, failures = ReidNet.forward, []
-
-    def limited(self: ReidNet, inputs: Tensor) -> Tensor:
-        result = forward(self, inputs) if after_forward else inputs
-        if len(inputs) > images and len(failures) < times:
-            failures.append(len(inputs))
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return result if after_forward else forward(self, inputs)
-
-    monkeypatch.setattr(ReidNet, "forward", limited)
 
 
 def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -61,8 +38,8 @@ def test_a_step_in_parts_equals_the_whole(
 ) -> None:
     """An attempt that fails after the forward pass has moved the running statistics: they are put back."""
     whole = steps_in_ranks.Fixed().train()
-    reporter = Warnings()
-    limit_memory(monkeypatch, images, after_forward=after_forward)
+    reporter = tiny.Warnings()
+    tiny.limit_memory(monkeypatch, images, after_forward=after_forward)
     fixed = steps_in_ranks.Fixed(reporter=reporter)
     assert_close(fixed.train(), whole)
     assert fixed.step.parts == parts
@@ -70,7 +47,7 @@ def test_a_step_in_parts_equals_the_whole(
 
 
 def test_a_single_failure_splits_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit_memory(monkeypatch, 0, times=1)
+    tiny.limit_memory(monkeypatch, 0, times=1)
     fixed = steps_in_ranks.Fixed()
     fixed.train(steps=3)
     assert fixed.step.parts == 2
@@ -86,7 +63,7 @@ def test_random_layers_draw_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_largest_size_that_fits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit_memory(monkeypatch, 5)
+    tiny.limit_memory(monkeypatch, 5)
     fixed = steps_in_ranks.Fixed()
     before = {name: value.clone() for name, value in fixed.model.state_dict().items()}
     with pytest.raises(DeviceError, match=r"8 images at a time, .* do not; 4 do") as caught:
@@ -96,7 +73,7 @@ def test_the_largest_size_that_fits_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit_memory(monkeypatch, 0)
+    tiny.limit_memory(monkeypatch, 0)
     with pytest.raises(DeviceError, match="8 images at a time do not, and not even 2 do"):
         steps_in_ranks.Fixed().train()
 
@@ -115,7 +92,7 @@ def test_a_run_that_runs_out_of_memory_keeps_its_saves(
 ) -> None:
     def shrink(number: int) -> None:
         if number == 5:
-            limit_memory(monkeypatch, 0)
+            tiny.limit_memory(monkeypatch, 0)
 
     with tiny.watched(shrink), pytest.raises(DeviceError):
         tiny.train(tiny_data, tmp_path)

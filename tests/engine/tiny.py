@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from pretended_gpu import pretended
@@ -26,10 +27,12 @@ from torch import Tensor, nn
 from ccreid_cli.cli.app import main
 from ccreid_cli.core.config import ResolvedConfig, resolve_config
 from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.engine import checkpoint, training
 from ccreid_cli.engine.run_folder import RunFolder
 from ccreid_cli.engine.steps import TrainStep
 from ccreid_cli.models.backbones import BACKBONES, Backbone
+from ccreid_cli.models.reid_net import ReidNet
 
 COLOURS = [(220, 30, 30), (30, 200, 40), (40, 50, 220), (220, 210, 30), (200, 40, 200), (30, 200, 210)]
 STEPS = 4
@@ -343,3 +346,27 @@ def step_labels(logs: Path, epoch: int, steps: int) -> Tensor:
     found = checkpoint.read_checkpoint(run_of(logs).store().path_of(epoch, steps))["training"]["labels"]
     assert isinstance(found, Tensor)
     return found
+
+
+class Warnings(SilentReporter):
+    """Keeps what it is warned of."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.said.append(text)
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int, *, after_forward: bool = False, times: int = 99) -> None:
+    """Let the network run out of memory for more than `images` at a time, at most `times` times."""
+    forward, failures = ReidNet.forward, []
+
+    def limited(self: ReidNet, inputs: Tensor) -> Tensor:
+        result = forward(self, inputs) if after_forward else inputs
+        if len(inputs) > images and len(failures) < times:
+            failures.append(len(inputs))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return result if after_forward else forward(self, inputs)
+
+    monkeypatch.setattr(ReidNet, "forward", limited)
