@@ -280,10 +280,10 @@ def test_missing_weight_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_new_backbone_takes_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def tiny() -> FeaturesBackbone:
+    def one_line() -> FeaturesBackbone:
         return FeaturesBackbone(nn.Sequential(nn.Conv2d(3, 6, 3, 4), nn.BatchNorm2d(6), nn.ReLU()), 6)
 
-    monkeypatch.setitem(BACKBONES, "tiny", tiny)
-    model = build_model(ModelSpec("tiny", num_features=5), weights="none")
+    monkeypatch.setitem(BACKBONES, "one_line", one_line)
+    model = build_model(ModelSpec("one_line", num_features=5), weights="none")
     assert model(torch.randn(4, 3, 16, 16)).shape == (4, 5)
-    assert read_weights(_ccreid_file(model, tmp_path / "tiny.pt")).spec == model.spec
+    assert read_weights(_ccreid_file(model, tmp_path / "one_line.pt")).spec == model.spec
