@@ -126,10 +126,14 @@ def probe_precision(request: str, model: ReidNet, device: torch.device, height: 
 
 
 def place(model: ReidNet, device: torch.device) -> ReidNet:
-    """Move a network to its device, in the channels-last layout that convolutions are fastest in."""
+    """Move a network to its device, in the channels-last layout that convolutions are fastest in.
+
+    On Apple's GPUs it stays in plain order: see `ReidNet.forward`.
+    """
     if device.type == "cpu":
         keep_freed_memory()
-    return model.to(device).to(memory_format=torch.channels_last)
+    memory_format = torch.contiguous_format if device.type == "mps" else torch.channels_last
+    return model.to(device).to(memory_format=memory_format)
 
 
 @dataclass
