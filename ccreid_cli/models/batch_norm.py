@@ -45,7 +45,7 @@ def dense_format(tensor: Tensor) -> torch.memory_format:
 def _normalize_apart(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, results: tuple[Tensor, ...]
 ) -> None:
-    """Normalise a chunk in memory of its own and copy the results: output, mean, variance, saved mean and invstd.
+    """Normalise a chunk in memory of its own, and copy its output, mean, variance, saved mean and saved invstd.
 
     On Apple's GPUs the kernel takes slices for their whole tensor (pytorch #133520, #174345), and before macOS 15 what
     it writes to them is lost: `Placeholder` gathers a tensor with an offset into a copy, one that is written to as well.
@@ -95,9 +95,9 @@ class _NormalizeChunks(torch.autograd.Function):
         start = 0
         for chunk, (x_chunk, grad_chunk) in enumerate(slices):
             stop = start + len(x_chunk)
-            given = (grad_chunk, x_chunk, saved[0, chunk], saved[1, chunk])
+            given = [grad_chunk, x_chunk, saved[0, chunk], saved[1, chunk]]
             if x.device.type == "mps":
-                given = tuple(value.clone() for value in given)  # see _normalize_apart
+                given = [value.clone() for value in given]  # see _normalize_apart
             grad_x, *grad_affine = torch.ops.aten.native_batch_norm_backward(
                 *(*given[:2], weight, None, None, *given[2:], True, ctx.eps, needed)
             )
