@@ -117,7 +117,8 @@ class StepImages:
 
     def gather(self, indices: NDArray[np.int64] | Tensor, device: torch.device) -> Tensor:
         """Pick images by their row of the whole, as `ImageStore.gather`; each must be among `rows`."""
-        places = torch.from_numpy(np.searchsorted(self.rows, np.asarray(indices))).to(self.images.device)
+        places = torch.from_numpy(np.searchsorted(self.rows, np.asarray(indices)))
+        places = places.to(self.images.device, non_blocking=self.images.is_cuda)
         return self.images.index_select(0, places).to(device).permute(0, 3, 1, 2)
 
 
