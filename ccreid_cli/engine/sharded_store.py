@@ -48,6 +48,10 @@ class ShardedStore:
         """Keep this process's images on `device` when they fit, as `ImageStore.to_device`."""
         return self.local.to_device(device, max_bytes)
 
+    def leave_device(self) -> bool:
+        """Free what this process's images take of a device, as `ImageStore.leave_device`."""
+        return self.local.leave_device()
+
     def let_go(self) -> None:
         """Take this process's memory-mapped images out of its memory, as `ImageStore.let_go`."""
         self.local.let_go()

@@ -48,7 +48,7 @@ def _normalize_apart(
     """Normalise a chunk in memory of its own, and copy its output, mean, variance, saved mean and saved invstd.
 
     On Apple's GPUs the kernel takes slices for their whole tensor (pytorch #133520, #174345), and before macOS 15 what
-    it writes to them is lost: `Placeholder` gathers a tensor with an offset into a copy, one that is written to as well.
+    it writes to them is lost: `Placeholder` gathers a tensor with an offset into a copy, even one to be written to.
     """
     mean, variance = torch.zeros_like(results[1]), torch.zeros_like(results[2])
     out, *saved = torch.ops.aten.native_batch_norm(x.clone(), weight, bias, mean, variance, True, 1.0, eps)

@@ -35,7 +35,7 @@ class FeatureTable:
         features: Unit rows, (N, D), of any float type.
         device: Where to compute; None keeps a tensor where it is. Anything but CUDA computes on the CPU.
         search_dtype: Number format of the candidate search; None takes the fastest; the result is the same.
-        block_bytes: Memory for one block of scores; None takes 32 MiB on the CPU, up to an eighth of what is free on a GPU.
+        block_bytes: Memory for one block of scores; None takes 32 MiB on the CPU, at most an eighth of a GPU's free.
     """
 
     def __init__(

@@ -27,8 +27,10 @@ from ccreid_cli.engine.bench_base import BenchSettings
 from ccreid_cli.engine.distributed import Group
 from ccreid_cli.engine.extraction import extract_features
 from ccreid_cli.engine.labelling import label_features
+from ccreid_cli.engine.session import keep_on_device
 from ccreid_cli.engine.sharded_store import StepImages
 from ccreid_cli.engine.steps import TrainStep
+from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
 from ccreid_cli.pseudo_labels.sparse_rows import scratch_bytes
@@ -144,6 +146,29 @@ def test_a_step_that_does_not_fit_is_split(
     with pretended(kind), tiny.watched() as watch:
         tiny.train(tiny_data, tmp_path, device=kind, precision="fp32")
     assert watch.losses == pytest.approx(undisturbed["losses"], abs=1e-4)
+
+
+def test_images_make_room_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small GPU they may be what keeps the smallest part of a step from fitting."""
+    options: dict[str, Any] = {"batch_size": 16, "samples_per_bn": 8}
+    fixed = steps_in_ranks.Fixed(**options)
+    fixed.step.parts = 2
+    expected = fixed.train()
+    forward = ReidNet.forward
+    with pretended() as gpu:
+        reporter = tiny.Warnings()
+        fixed = steps_in_ranks.Fixed(Group(device=gpu.device), **options, reporter=reporter, device=gpu.device)
+        assert keep_on_device(fixed.store, gpu.device)
+
+        def limited(model: ReidNet, images: torch.Tensor) -> torch.Tensor:
+            if fixed.store._rows.is_cuda:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return forward(model, images)
+
+        monkeypatch.setattr(ReidNet, "forward", limited)
+        found = fixed.train()
+    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    assert ["2 parts" in said or "they leave cuda:0" in said for said in reporter.said] == [True, True]
 
 
 def test_extraction_halves_a_batch_that_does_not_fit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
