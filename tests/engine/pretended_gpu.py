@@ -85,6 +85,8 @@ class PretendedGpu(TorchFunctionMode):
             self._check(name, args, given)
         if self.device.type == "mps" and "batch_norm" in str(func):
             self._check_whole(given)
+        if self.device.type == "mps" and on_gpu and name in {"sort", "argsort"}:
+            raise RuntimeError(f"{name}: wrong results on some of Apple's systems")
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
         if name == "__set__":
