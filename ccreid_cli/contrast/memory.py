@@ -104,15 +104,20 @@ class ClusterMemory:
             return
         device = self.centroids.device
         features = functional.normalize(features.to(device, torch.float32), dim=1)
-        sizes = torch.bincount(_ranks_within_clusters(targets)).tolist()  # waits for a GPU that holds the targets
-        targets = targets.to(device, non_blocking=device.type == "cuda")
+        ranks = _ranks_within_clusters(targets)
+        sizes = torch.bincount(ranks).tolist()  # waits for a GPU that holds the targets
+        order = ranks.argsort(stable=True)
+        targets, order = (value.to(device, non_blocking=device.type == "cuda") for value in (targets, order))
         if not self.use_hard:
-            for round_ in torch.split(_by_rank(targets), sizes):
+            for round_ in torch.split(order, sizes):
                 self._blend(features[round_], targets[round_])
             return
-        by_similarity = (features * self.centroids[targets]).sum(dim=1).argsort(stable=True)
-        features, targets = features[by_similarity], targets[by_similarity]
-        hardest = _by_rank(targets)[: sizes[0]]
+        similarities = (features * self.centroids[targets]).sum(dim=1)
+        if device.type == "mps":
+            similarities = similarities.cpu()  # Apple's sort of whole numbers is wrong in places (pytorch #155560)
+        by_similarity = similarities.argsort(stable=True)
+        clusters = targets.to(by_similarity.device)[by_similarity]
+        hardest = by_similarity[_by_rank(clusters)[: sizes[0]]].to(device)
         self._blend(features[hardest], targets[hardest])
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -31,6 +31,10 @@ class ImageSet(ImageSource, Protocol):
         """Keep on `device` what this process holds, when it takes at most `max_bytes`; tell whether it is there."""
         ...
 
+    def leave_device(self) -> bool:
+        """Free what `to_device` took, and tell whether it had taken anything."""
+        ...
+
     def let_go(self) -> None:
         """Take memory-mapped images out of this process's memory."""
         ...
@@ -57,6 +61,10 @@ class ImageFiles:
 
     def to_device(self, device: torch.device, max_bytes: int) -> bool:
         """There is nothing to keep."""
+        return False
+
+    def leave_device(self) -> bool:
+        """Nothing was kept."""
         return False
 
     def let_go(self) -> None:

@@ -66,6 +66,12 @@ class ImageStore:
             return False
         return True
 
+    def leave_device(self) -> bool:
+        """Free what `to_device` took: `gather` sends batches again. Tell whether there was anything to free."""
+        was_there = self._rows.device.type != "cpu"
+        self._rows = torch.from_numpy(self.images).view(len(self.images), self.height * self.width * 3)
+        return was_there
+
     def let_go(self) -> None:
         """Take memory-mapped images out of this process's memory; the next `gather` maps what it needs again."""
         mapped = getattr(self.images, "_mmap", None)

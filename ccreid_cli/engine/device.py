@@ -205,10 +205,13 @@ def make_deterministic() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether `error` is a device or host running out of memory."""
+    """Tell whether `error` is a device or host running out of memory.
+
+    A convolution that has no room for any of cuDNN's workspaces says that it finds no engine (pytorch #108645).
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    signs = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
+    signs = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED", "unable to find an engine")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 

@@ -247,19 +247,16 @@ def process_group(device: torch.device, timeout_seconds: float = 600.0) -> Itera
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
         yield Group(rank, world, device, notes)
-        _leave(notes, rank, world)
+        _leave(notes, rank, world, together=True)
     except BaseException as error:
         shown = _as_everyone_sees_it(error, notes, rank, world)
         # What the failed frames hold keeps the connections open, and the others waiting.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
-        _leave(notes, rank, world)
+        _leave(notes, rank, world, together=isinstance(error, Interrupted))
         if shown is error:
             raise
         raise shown from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _as_everyone_sees_it(error: BaseException, notes: Store | None, rank: int, world: int) -> BaseException:
@@ -307,10 +304,18 @@ def _failure_from(text: str) -> CcreidError:
     return error
 
 
-def _leave(notes: Store | None, rank: int, world: int) -> None:
-    """Leave the group; the rank that keeps the store waits until the others need it no more."""
-    if dist.is_initialized():
-        dist.destroy_process_group()  # this wakes those who wait for this rank
+def _leave(notes: Store | None, rank: int, world: int, *, together: bool) -> None:
+    """Leave the group; the rank that keeps the store waits until the others need it no more.
+
+    Args:
+        notes: The group's store.
+        rank: This process.
+        world: How many there are.
+        together: Whether all ranks leave now. If not, closing gloo's connections wakes those who wait for this rank,
+            but NCCL would wait for all ranks of this machine: its communicator is left to the end of the process.
+    """
+    if dist.is_initialized() and (together or dist.get_backend() != "nccl"):
+        dist.destroy_process_group()
     if notes is None:
         return
     with contextlib.suppress(dist.DistError, RuntimeError):

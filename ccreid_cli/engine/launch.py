@@ -66,6 +66,7 @@ def launch(count: int) -> None:
     Raises:
         Interrupted: They were asked to stop and have saved.
         SystemExit: One of them failed; its exit code is handed on, its own message has been shown.
+        DeviceError: One of them was killed, and none could say so.
     """
     processes = [_start(rank, count, port) for port in [_free_port()] for rank in range(count)]
 
@@ -77,6 +78,7 @@ def launch(count: int) -> None:
     previous = {number: signal.signal(number, forward) for number in HANDLED}
     try:
         code = _wait(processes)
+        codes = [process.poll() for process in processes]
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -87,8 +89,27 @@ def launch(count: int) -> None:
         stopped = Interrupted("the processes have stopped.", signal_number=as_exit_signal(code - 128))
         stopped.add_note(SAID_ELSEWHERE)
         raise stopped
+    _refuse_silence(codes)
     if code:
         sys.exit(code)
+
+
+def _refuse_silence(codes: list[int | None]) -> None:
+    """Say which process was killed if none did: who waits for it in NCCL does not notice.
+
+    Args:
+        codes: The exit code of each process; None if it still ran when time was up.
+
+    Raises:
+        DeviceError: One was killed, and none ended by itself with an error.
+    """
+    killed = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
+    if killed and not any(code is not None and code > 0 for code in codes):
+        rank = killed[0]
+        raise DeviceError(
+            f"process {rank} of {len(codes)} was killed by signal {-(codes[rank] or 0)}.",
+            "A system that is short of memory kills processes (see `dmesg`). `ccreid resume` goes on.",
+        )
 
 
 def _free_port() -> int:

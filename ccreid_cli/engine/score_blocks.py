@@ -73,8 +73,13 @@ def as_tensor(values: Features) -> Tensor:
 
 
 def as_matrices(query: Features, gallery: Features, device: torch.device | None) -> tuple[Tensor, Tensor]:
-    """Bring both feature sets to one device as checked float32 matrices of the same width."""
+    """Bring both feature sets to one device as checked float32 matrices of the same width.
+
+    Instead of on Apple's GPUs rankings are computed on the CPU: sorts there have been wrong (pytorch #155560, #183885).
+    """
     target = device or as_tensor(query).device
+    if target.type == "mps":
+        target = torch.device("cpu")
     matrices = []
     for name, features in (("query", query), ("gallery", gallery)):
         matrix = as_tensor(features).to(target, torch.float32)

@@ -23,6 +23,7 @@ from ccreid_cli.engine.host_memory import keep_freed_memory
 from ccreid_cli.engine.sharded_store import ShardedStore
 from ccreid_cli.engine.shared_evaluation import evaluate_together
 from ccreid_cli.models.reid_net import ReidNet
+from ccreid_cli.pseudo_labels.sparse_rows import free_gpu_bytes
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,7 @@ def keep_on_device(store: ImageSet, device: torch.device, share: float = 0.3) ->
     """
     if device.type != "cuda":
         return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return store.to_device(device, int(share * free))
+    return store.to_device(device, int(share * free_gpu_bytes(device)))
 
 
 def probe_precision(request: str, model: ReidNet, device: torch.device, height: int, width: int) -> str:
@@ -126,10 +126,14 @@ def probe_precision(request: str, model: ReidNet, device: torch.device, height: 
 
 
 def place(model: ReidNet, device: torch.device) -> ReidNet:
-    """Move a network to its device, in the channels-last layout that convolutions are fastest in."""
+    """Move a network to its device, in the channels-last layout that convolutions are fastest in.
+
+    On Apple's GPUs it stays in plain order: see `ReidNet.forward`.
+    """
     if device.type == "cpu":
         keep_freed_memory()
-    return model.to(device).to(memory_format=torch.channels_last)
+    memory_format = torch.contiguous_format if device.type == "mps" else torch.channels_last
+    return model.to(device).to(memory_format=memory_format)
 
 
 @dataclass

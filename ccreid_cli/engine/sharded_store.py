@@ -48,6 +48,10 @@ class ShardedStore:
         """Keep this process's images on `device` when they fit, as `ImageStore.to_device`."""
         return self.local.to_device(device, max_bytes)
 
+    def leave_device(self) -> bool:
+        """Free what this process's images take of a device, as `ImageStore.leave_device`."""
+        return self.local.leave_device()
+
     def let_go(self) -> None:
         """Take this process's memory-mapped images out of its memory, as `ImageStore.let_go`."""
         self.local.let_go()
@@ -117,7 +121,8 @@ class StepImages:
 
     def gather(self, indices: NDArray[np.int64] | Tensor, device: torch.device) -> Tensor:
         """Pick images by their row of the whole, as `ImageStore.gather`; each must be among `rows`."""
-        places = torch.from_numpy(np.searchsorted(self.rows, np.asarray(indices))).to(self.images.device)
+        places = torch.from_numpy(np.searchsorted(self.rows, np.asarray(indices)))
+        places = places.to(self.images.device, non_blocking=self.images.is_cuda)
         return self.images.index_select(0, places).to(device).permute(0, 3, 1, 2)
 
 

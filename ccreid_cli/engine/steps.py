@@ -224,13 +224,19 @@ class TrainStep:
         return [chunks * part // self.parts for part in range(self.parts + 1)]
 
     def _split_further(self, batch: Batch, memory: ClusterMemory) -> None:
-        """Make the parts smaller, or give up.
+        """Make the parts smaller, then the room larger, or give up.
 
         Raises:
-            DeviceError: They cannot be smaller.
+            DeviceError: Neither can be done.
         """
-        self._clear()
         chunks = len(self._edges) - 1
+        left = not self._exchanging and self.parts >= chunks and self.store.leave_device()
+        self._clear()
+        if left:
+            self.reporter.warning(
+                f"a step does not fit into memory beside the images: they leave {self.group.device} (same result)."
+            )
+            return
         if self._exchanging or self.parts >= chunks:
             raise self._too_large(batch, memory)
         self.parts = min(chunks, self.parts * 2)

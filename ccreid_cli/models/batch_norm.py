@@ -42,6 +42,20 @@ def dense_format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def _normalize_apart(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, results: tuple[Tensor, ...]
+) -> None:
+    """Normalise a chunk in memory of its own, and copy its output, mean, variance, saved mean and saved invstd.
+
+    On Apple's GPUs the kernel takes slices for their whole tensor (pytorch #133520, #174345), and before macOS 15 what
+    it writes to them is lost: `Placeholder` gathers a tensor with an offset into a copy, even one to be written to.
+    """
+    mean, variance = torch.zeros_like(results[1]), torch.zeros_like(results[2])
+    out, *saved = torch.ops.aten.native_batch_norm(x.clone(), weight, bias, mean, variance, True, 1.0, eps)
+    for target, value in zip(results, (out, mean, variance, *saved), strict=True):
+        target.copy_(value)
+
+
 class _NormalizeChunks(torch.autograd.Function):
     """Normalise each chunk into its slice of one output, instead of normalising slices and joining copies of them."""
 
@@ -54,6 +68,10 @@ class _NormalizeChunks(torch.autograd.Function):
         out = torch.empty_like(x)
         saved = torch.empty_like(stats)
         for chunk, (x_chunk, out_chunk) in enumerate(zip(torch.split(x, sizes), torch.split(out, sizes), strict=True)):
+            if x.device.type == "mps":
+                results = (out_chunk, stats[0, chunk], stats[1, chunk], saved[0, chunk], saved[1, chunk])
+                _normalize_apart(x_chunk, weight, bias, eps, results)
+                continue
             # With momentum 1 the kernel itself leaves the chunk's statistics in the "running" buffers.
             torch.ops.aten.native_batch_norm.out(
                 *(x_chunk, weight, bias, stats[0, chunk], stats[1, chunk], True, 1.0, eps),
@@ -77,8 +95,11 @@ class _NormalizeChunks(torch.autograd.Function):
         start = 0
         for chunk, (x_chunk, grad_chunk) in enumerate(slices):
             stop = start + len(x_chunk)
+            given = [grad_chunk, x_chunk, saved[0, chunk], saved[1, chunk]]
+            if x.device.type == "mps":
+                given = [value.clone() for value in given]  # see _normalize_apart
             grad_x, *grad_affine = torch.ops.aten.native_batch_norm_backward(
-                *(grad_chunk, x_chunk, weight, None, None, saved[0, chunk], saved[1, chunk], True, ctx.eps, needed)
+                *(*given[:2], weight, None, None, *given[2:], True, ctx.eps, needed)
             )
             if grads[0] is not None:
                 grads[0][start:stop] = grad_x

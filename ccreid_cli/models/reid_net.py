@@ -71,6 +71,8 @@ class ReidNet(nn.Module):
         Returns:
             (B, embedding_dim) rows of length one, float32 under autocast too; in training dropout follows, if any.
         """
+        if images.device.type == "mps":
+            images = images.contiguous()  # Apple's batch norm has wrong gradients in channels_last (pytorch #175189)
         maps = self.backbone(images)
         with torch.autocast(maps.device.type, enabled=False):
             features = at_least_float32(self.pooling(maps))

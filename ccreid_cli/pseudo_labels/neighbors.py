@@ -18,9 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ccreid_cli.pseudo_labels.sparse_rows import free_gpu_bytes
+
 FeatureArray = torch.Tensor | NDArray[np.float32] | NDArray[np.float16] | NDArray[np.float64]
 
 _CPU_BLOCK_BYTES = 32 << 20
+_MOST_BLOCK_BYTES = 8 << 30
+"""Of a GPU: its kernels index scores with 32 bits as long as they are fewer than 2**31."""
 _ROUNDOFF = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 
 
@@ -31,7 +35,7 @@ class FeatureTable:
         features: Unit rows, (N, D), of any float type.
         device: Where to compute; None keeps a tensor where it is. Anything but CUDA computes on the CPU.
         search_dtype: Number format of the candidate search; None takes the fastest; the result is the same.
-        block_bytes: Memory for one block of scores; None takes 32 MiB on the CPU, an eighth of what is free on a GPU.
+        block_bytes: Memory for one block of scores; None takes 32 MiB on the CPU, at most an eighth of a GPU's free.
     """
 
     def __init__(
@@ -268,8 +272,7 @@ def _silence_beta_warning() -> None:
 def _block_bytes(device: torch.device) -> int:
     if device.type == "cpu":
         return _CPU_BLOCK_BYTES
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(max(_CPU_BLOCK_BYTES, free // 8))
+    return max(_CPU_BLOCK_BYTES, min(_MOST_BLOCK_BYTES, free_gpu_bytes(device) // 8))
 
 
 def exact_product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:

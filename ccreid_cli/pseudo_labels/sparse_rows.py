@@ -104,12 +104,20 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def free_gpu_bytes(device: torch.device) -> int:
+    """Memory that a GPU has left for this process, with what PyTorch keeps of earlier tensors for the next ones.
+
+    After training, which fills a GPU, that is nearly all there is.
+    """
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def scratch_bytes(device: torch.device) -> int:
     """Memory for one work table: about a cache's worth on the CPU, a fraction of what is free on a GPU."""
     if device.type == "cpu":
         return 32 << 20
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(max(32 << 20, min(4 << 30, free // 32)))
+    return max(32 << 20, min(4 << 30, free_gpu_bytes(device) // 32))
 
 
 class Scratch:

@@ -83,6 +83,10 @@ class PretendedGpu(TorchFunctionMode):
         self._note_wait(name, args, kwargs, target, on_gpu)
         if on_gpu:
             self._check(name, args, given)
+        if self.device.type == "mps" and "batch_norm" in str(func):
+            self._check_whole(given)
+        if self.device.type == "mps" and on_gpu and name in {"sort", "argsort"}:
+            raise RuntimeError(f"{name}: wrong results on some of Apple's systems")
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
         if name == "__set__":
@@ -122,6 +126,12 @@ class PretendedGpu(TorchFunctionMode):
     def _check_types(self, result: Any) -> None:
         if self.device.type == "mps" and isinstance(result, Tensor) and result.dtype == torch.float64:
             raise TypeError("Cannot convert a MPS Tensor to float64: the MPS framework doesn't support it.")
+
+    def _check_whole(self, given: list[Tensor]) -> None:
+        """Refuse what Apple's batch norm takes and computes wrongly: slices, and images in channels_last."""
+        with torch._C.DisableTorchFunctionSubclass():
+            if any(value.storage_offset() or not value.is_contiguous() for value in given):
+                raise RuntimeError("batch norm of a slice or in channels_last: wrong results on a real GPU")
 
     def _check(self, name: str, args: tuple[Any, ...], given: list[Tensor]) -> None:
         if torch._C._current_autograd_node() is not None:  # gradients come as plain tensors

@@ -36,14 +36,17 @@ class Fixed:
         exact: bool = False,
         sharded: bool = False,
         reporter: Reporter | None = None,
+        device: torch.device | None = None,
     ) -> None:
         random = np.random.default_rng(3)
         torch.manual_seed(5)
         self.model = ReidNet(ModelSpec("tiny", dropout=dropout), samples_per_bn).train()
         images = random.integers(0, 256, (60, 32, 16, 3), dtype=np.uint8)
+        if device is not None:
+            self.model.to(device)
         group = group or Group()
         self.store = share_of(images, group) if sharded else ImageStore(images)
-        self.memory = ClusterMemory(torch.nn.functional.normalize(torch.randn(CLUSTERS, 16), dim=1))
+        self.memory = ClusterMemory(torch.nn.functional.normalize(torch.randn(CLUSTERS, 16), dim=1).to(device or "cpu"))
         self.batch_size = batch_size
         self.step = TrainStep(
             self.model,

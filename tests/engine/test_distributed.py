@@ -18,10 +18,10 @@ import tiny
 import torch
 
 from ccreid_cli.core.config import TrainConfig
-from ccreid_cli.core.errors import SAID_ELSEWHERE, Interrupted, UsageError
+from ccreid_cli.core.errors import SAID_ELSEWHERE, DataError, DeviceError, Interrupted, UsageError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.data.splits import Record, ReidDataset, Split
-from ccreid_cli.engine import launch
+from ccreid_cli.engine import distributed, launch
 from ccreid_cli.engine.distributed import Group, launched_world, process_group, threads_per_process
 from ccreid_cli.engine.evaluator import evaluate_features
 from ccreid_cli.engine.labelling import label_features
@@ -286,6 +286,37 @@ def test_the_launcher_hands_the_first_failure_on(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit) as caught:
         launch.launch(2)
     assert caught.value.code == 3 and time.monotonic() - begin < 20
+
+
+def test_the_launcher_says_who_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits in NCCL for a killed process does not notice, and says nothing."""
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.3)
+    start_instead(monkeypatch, ["import time; time.sleep(60)", "import os; os.kill(os.getpid(), 9)"])
+    with pytest.raises(DeviceError, match=r"process 1 of 2 was killed by signal 9") as caught:
+        launch.launch(2)
+    assert "ccreid resume" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("backend", "closed"), [("nccl", False), ("gloo", True)])
+def test_a_failing_rank_does_not_wait_for_the_others(
+    backend: str, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL closes its connections with all ranks or not at all; all leave together when nothing failed."""
+    calls: list[str] = []
+    group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in group.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_LINGER_SECONDS", 0)
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 0, 2)]))
+    for name, answer in {"is_initialized": True, "get_backend": backend, "init_process_group": None}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda *_, answer=answer, **__: answer)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("destroy"))
+    with pytest.raises(DataError, match="broken"), process_group(CPU):
+        raise DataError("broken")
+    assert bool(calls) == closed
+    with process_group(CPU):
+        calls.clear()
+    assert calls == ["destroy"]
 
 
 def test_the_launcher_hands_signals_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,13 @@ from ccreid_cli.engine.bench_base import BenchSettings
 from ccreid_cli.engine.distributed import Group
 from ccreid_cli.engine.extraction import extract_features
 from ccreid_cli.engine.labelling import label_features
+from ccreid_cli.engine.session import keep_on_device
+from ccreid_cli.engine.sharded_store import StepImages
 from ccreid_cli.engine.steps import TrainStep
+from ccreid_cli.models.reid_net import ReidNet
+from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
+from ccreid_cli.pseudo_labels.sparse_rows import scratch_bytes
 
 KINDS = ["cuda", "mps"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -143,6 +148,29 @@ def test_a_step_that_does_not_fit_is_split(
     assert watch.losses == pytest.approx(undisturbed["losses"], abs=1e-4)
 
 
+def test_images_make_room_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small GPU they may be what keeps the smallest part of a step from fitting."""
+    options: dict[str, Any] = {"batch_size": 16, "samples_per_bn": 8}
+    fixed = steps_in_ranks.Fixed(**options)
+    fixed.step.parts = 2
+    expected = fixed.train()
+    forward = ReidNet.forward
+    with pretended() as gpu:
+        reporter = tiny.Warnings()
+        fixed = steps_in_ranks.Fixed(Group(device=gpu.device), **options, reporter=reporter, device=gpu.device)
+        assert keep_on_device(fixed.store, gpu.device)
+
+        def limited(model: ReidNet, images: torch.Tensor) -> torch.Tensor:
+            if fixed.store._rows.is_cuda:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return forward(model, images)
+
+        monkeypatch.setattr(ReidNet, "forward", limited)
+        found = fixed.train()
+    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    assert ["2 parts" in said or "they leave cuda:0" in said for said in reporter.said] == [True, True]
+
+
 def test_extraction_halves_a_batch_that_does_not_fit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = steps_in_ranks.Fixed()
     expected = extract_features(fixed.model, fixed.store, device=torch.device("cpu"))
@@ -174,6 +202,23 @@ def test_labels_that_do_not_fit_are_made_on_the_cpu(tmp_path: Path, monkeypatch:
         found = label_features(rows.to("cuda"), config, Group(device=gpu.device), reporter)
     np.testing.assert_array_equal(found.labels, expected.labels)
     assert found.num_clusters == 10 and "the same on the CPU" in reporter.said[-1]
+
+
+def test_memory_that_pytorch_keeps_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After training little is free but what PyTorch keeps for the next tensors."""
+    with pretended() as gpu:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 80 << 30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 78 << 30)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 15 << 30)
+        assert FeatureTable(torch.eye(3, device="cuda")).block_bytes == 8 << 30
+        assert scratch_bytes(gpu.device) == 2 << 30
+
+
+def test_images_of_other_processes_are_picked_without_a_wait() -> None:
+    with pretended() as gpu:
+        images = StepImages(np.array([2, 5, 7]), torch.arange(3, device="cuda").to(torch.uint8).view(3, 1, 1, 1))
+        found = images.gather(np.array([7, 2]), gpu.device)
+        assert not gpu.waits and found.flatten().tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("method", ["dbscan", "infomap"])
