@@ -24,6 +24,7 @@ from ccreid_cli.core.errors import DeviceError, Interrupted
 from ccreid_cli.engine import measure
 from ccreid_cli.engine.bench import run_bench
 from ccreid_cli.engine.bench_base import BenchSettings
+from ccreid_cli.engine.device import resolve_precision
 from ccreid_cli.engine.distributed import Group
 from ccreid_cli.engine.extraction import extract_features
 from ccreid_cli.engine.labelling import label_features
@@ -321,3 +322,11 @@ def test_only_what_is_on_the_gpu_counts(kind: str) -> None:
             else:
                 with pytest.raises(RuntimeError, match="same device"):
                     pair[0] * pair[1]
+
+
+@pytest.mark.parametrize(("request_", "resolved", "allowed"), [("fp32", "fp32", False), ("auto", "bf16", True)])
+def test_float32_is_never_tf32(request_: str, resolved: str, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
+    with pretended() as gpu:
+        assert resolve_precision(request_, gpu.device) == resolved
+    assert torch.backends.cudnn.allow_tf32 is allowed
