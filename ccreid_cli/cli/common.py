@@ -35,16 +35,18 @@ def named_data_dir(given: Path | None) -> Path | None:
 
 
 def refuse_file(data_dir: Path) -> None:
-    """Refuse a data directory that is a file, before something in it is said to be missing.
+    """Refuse a data directory that is a file or a link to nothing, before something in it is said to be missing.
 
     Raises:
         UsageError: It is one.
     """
     from ccreid_cli.core.errors import UsageError
 
-    if data_dir.is_file():
+    is_broken_link = data_dir.is_symlink() and not data_dir.exists()
+    if is_broken_link or data_dir.is_file():
+        what = "a link to nothing" if is_broken_link else "a file"
         raise UsageError(
-            f"the data directory {data_dir} is a file, not a folder.",
+            f"the data directory {data_dir} is {what}, not a folder.",
             "Name a folder with --data-dir or CCREID_DATA_DIR.",
         )
 
@@ -62,14 +64,17 @@ def refuse_existing(force: bool, *files: Path) -> None:
         files: All that the command will write.
 
     Raises:
-        UsageError: One of them is there and may not be replaced, or is a folder.
+        UsageError: One of them is there and may not be replaced, or is a folder, a device or a pipe.
     """
     from ccreid_cli.core.errors import UsageError
 
     for file in files:
         if file.is_dir():
             raise UsageError(f"{file} is a folder, so no file of that name can be written.", "Choose another name.")
-        if file.exists() and not force:
+        if file.exists() and not file.is_file():
+            raise UsageError(f"{file} is a device or a pipe, which no file can replace.", "Choose another name.")
+        # A link to nothing is something, too.
+        if not force and (file.exists() or file.is_symlink()):
             raise UsageError(f"{file} is there already.", "Choose another name, or add --force to replace it.")
 
 

@@ -83,7 +83,8 @@ def export(
     check_request(form, uint8_input)
     request, logs = model_request(run, checkpoint, pooling_type), logs_dir_or_default(logs_dir)
     file = out or Path(_stem(checkpoint_file(run, checkpoint, logs)) + SUFFIXES[form])
-    refuse_existing(force, file, *card_files(file))
+    refuse_existing(force, file)
+    refuse_existing(force, *card_files(file))
     datasets = named_data_dir(data_dir)
     reporter = make_reporter(progress)
     embedder = open_embedder(

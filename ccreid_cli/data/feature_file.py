@@ -23,6 +23,7 @@ _WRITE_HINT = "Write it with numpy.savez(path, features=...{more}); features is 
 _ROWS_NAMED = 5
 _ROWS_HINT = "Leave these rows out (counted from 0), or extract their features again."
 _LABEL_FORMS = (".npz", ".npy")
+_LEAST_LABEL = -(2**63)
 UNREADABLE = (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 """What NumPy and zipfile raise on a file of arrays that is damaged or something else."""
 _KNOWN = ("features", "ids", "cams")
@@ -56,8 +57,9 @@ def read_features(path: Path, *, need_ids: bool) -> FeatureArrays:
 
     Raises:
         DataError: The file is missing, empty, damaged or no NumPy file; an array is missing, empty, of the wrong
-            shape or type, or of another length; rows are zero or hold NaN, infinity or what is too
-            large for float32. File and array are named.
+            shape or type, or of another length; rows are zero, hold NaN, infinity or what is too large for
+            float32, or are too small for it; ids or cameras are no whole numbers, or beyond int64. File and array
+            are named.
     """
     arrays = _load(path, need_ids)
     features = _check_features(path, _take(path, arrays, "features", need_ids))
@@ -203,7 +205,11 @@ def _check_features(path: Path, features: NDArray[Any]) -> NDArray[np.float32]:
         too_large = unusable & np.isfinite(features).all(axis=1)
         _refuse_rows(path, unusable & ~too_large, "that are NaN or infinite")
         _refuse_rows(path, too_large, "with values too large for float32", "Scale the rows down: their length is free.")
-    _refuse_rows(path, np.asarray(~rows.any(axis=1)), "that are all zero")
+    zero = np.asarray(~rows.any(axis=1))
+    if zero.any():
+        too_small = zero & features.any(axis=1)
+        _refuse_rows(path, zero & ~too_small, "that are all zero")
+        _refuse_rows(path, too_small, "with values too small for float32", "Scale the rows up: their length is free.")
     return rows
 
 
@@ -229,4 +235,6 @@ def _check_labels(path: Path, name: str, labels: NDArray[Any], features: NDArray
         raise DataError(
             f"{path}: array `{name}` has type {labels.dtype} or values that are not whole.", "Save it as int64."
         )
+    if len(labels) and not (labels.min() >= _LEAST_LABEL and labels.max() < -_LEAST_LABEL):
+        raise DataError(f"{path}: array `{name}` has values that int64 cannot hold.", "Number them anew, from 0.")
     return labels.astype(np.int64)

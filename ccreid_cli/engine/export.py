@@ -252,6 +252,8 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path, contract: dict[
             with _quietly():
                 _trace_onnx(network, example, path, newer)
             break
+        except OSError:  # a full disk
+            raise
         except Exception as error:  # the exporters raise nearly every type there is
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             if not newer:
@@ -299,7 +301,10 @@ def _write_torchscript(
 ) -> None:
     with _quietly():
         traced = _JIT.freeze(_JIT.trace(network, example, check_trace=False))
-        _JIT.save(traced, str(path), _extra_files={"ccreid.json": json.dumps(contract)})
+        # By way of memory: PyTorch's own writer of files ends the whole process when the disk is full.
+        buffer = io.BytesIO()
+        _JIT.save(traced, buffer, _extra_files={"ccreid.json": json.dumps(contract)})
+    path.write_bytes(buffer.getbuffer())
 
 
 def _run_torchscript(path: Path, inputs: NDArray[Any]) -> NDArray[np.float32]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,20 +25,28 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
 
 
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    # By way of memory: PyTorch's own writer of files does not say that the disk is full.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
 def _write_official(state: dict[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
     # The official code loads into a DataParallel model, whose keys start with "module.".
     content = {"state_dict": {f"module.{key}": value for key, value in to_official(state).items()}}
-    torch.save({**content, "epoch": epoch, "best_mAP": 0.0}, path)
+    _save({**content, "epoch": epoch, "best_mAP": 0.0}, path)
 
 
 def _write_torchvision(state: dict[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
-    torch.save(to_torchvision(state), path)
+    _save(to_torchvision(state), path)
 
 
 def _write_safetensors(state: dict[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file(state, path, metadata={"format": "pt", "epoch": str(epoch), SPEC_METADATA: json.dumps(asdict(spec))})
+    # Its own writer would make a file that only the owner may read.
+    path.write_bytes(save(state, {"format": "pt", "epoch": str(epoch), SPEC_METADATA: json.dumps(asdict(spec))}))
 
 
 EXPORTS: dict[str, Callable[[dict[str, Tensor], ModelSpec, Path, int], None]] = {

@@ -187,6 +187,12 @@ def test_a_data_directory_that_is_a_file(
     assert len(result.err.splitlines()) == 2 and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_data_directory_that_is_a_link_to_nothing(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("gone")
+    result = cli("data", "list", "--data-dir", tmp_path / "link")
+    assert result.code == 2 and "link is a link to nothing, not a folder" in result.err
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

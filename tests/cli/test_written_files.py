@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,26 @@ def test_what_is_there_is_replaced_only_by_force(run: Cli, arguments: list[str],
     done = run(*arguments, "--force")
     assert done.code == 0, done.err
     assert Path(taken).read_bytes() != b"precious"
+
+
+@pytest.mark.parametrize(("arguments", "taken"), WRITING, ids=lambda value: " ".join(value))
+def test_a_link_to_nothing_is_replaced_only_by_force(run: Cli, arguments: list[str], taken: str) -> None:
+    Path(taken).symlink_to("gone")
+    refused = run(*arguments)
+    assert (refused.code, refused.out) == (2, "") and f"{taken} is there already" in refused.err
+    assert Path(taken).is_symlink() and not Path("gone").exists()
+
+
+def test_a_device_or_pipe_is_never_replaced(run: Cli) -> None:
+    os.mkfifo("l.npz")
+    refused = run("cluster", "features.npz", "-o", "l.npz", "--force")
+    assert refused.code == 2 and "l.npz is a device or a pipe" in refused.err
+    assert Path("l.npz").is_fifo()
+
+
+def test_an_empty_name_is_a_folder(run: Cli) -> None:
+    refused = run("export", "RUN", "-f", "safetensors", "-o", "")
+    assert refused.code == 2 and "is a folder" in refused.err
 
 
 def test_a_folder_is_never_replaced(run: Cli) -> None:

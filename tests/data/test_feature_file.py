@@ -82,12 +82,20 @@ def with_rows(value: float, rows: list[int], count: int = 40) -> np.ndarray:
         ({"features": np.array([[1, -1e39], [1, 2]])}, r"1 of 2 rows with values too large for float32: 0\."),
         ({"features": np.array([[1, 1e39], [1, np.nan]])}, r"1 of 2 rows that are NaN or infinite: 1\."),
         ({"features": with_rows(0, [0, 39])}, r"2 of 40 rows that are all zero: 0, 39\."),
+        (
+            {"features": np.array([[1e-60, 0], [1, 2], [0, 2e-60]])},
+            r"2 of 3 rows with values too small for float32: 0, 2\.",
+        ),
+        ({"features": np.array([[1e-60, 0], [0, 0]])}, r"1 of 2 rows that are all zero: 1\."),
         ({"ids": np.arange(3)}, r"`ids` has shape \(3,\), but `features` has 4 rows"),
         ({"cams": np.zeros((4, 1))}, r"`cams` has shape \(4, 1\), but `features` has 4 rows"),
         ({"ids": np.array(["a", "b", "c", "d"])}, "`ids` has type <U1"),
         ({"cams": np.array([0, 1, 0.5, 1])}, "`cams` has type float64 or values that are not whole"),
         ({"cams": np.array([0, 1, np.nan, 1])}, "`cams` has type float64"),
         ({"cams": np.array([0, 1, np.inf, 1])}, "`cams` has type float64"),
+        ({"ids": np.array([0, 1, 1e30, 1])}, "`ids` has values that int64 cannot hold"),
+        ({"ids": np.array([0, 1, -1e19, 1])}, "`ids` has values that int64 cannot hold"),
+        ({"ids": np.array([0, 1, 2**63, 1], dtype=np.uint64)}, "`ids` has values that int64 cannot hold"),
     ],
 )
 def test_broken_arrays_are_named(tmp_path: Path, broken: dict[str, Any], message: str) -> None:

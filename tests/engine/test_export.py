@@ -172,6 +172,23 @@ def test_failing_exporters_are_explained(
         export_model(embedder, "onnx", tmp_path / "x.onnx", images, "")
 
 
+@pytest.mark.parametrize("form", export.SUFFIXES)
+def test_a_full_disk_is_said(
+    embedder: Embedder,
+    images: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_room: None,
+    form: str,
+) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+        older_exporter_only(monkeypatch)
+    with pytest.raises(DataError, match="could not write"):
+        export_model(embedder, form, tmp_path / "out", images, "noise")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_images_to_check_on_are_noise_where_the_dataset_is_not(embedder: Embedder, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         (tmp_path / "toy").write_text("no folder")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from ccreid_cli.core.errors import CheckpointError, UsageError
+from ccreid_cli.core.errors import CheckpointError, DataError, UsageError
 from ccreid_cli.models.export import EXPORT_SUFFIXES, export_weights
 from ccreid_cli.models.formats import read_weights, to_official
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
@@ -52,6 +52,20 @@ def test_a_form_that_cannot_hold_the_network_leaves_no_file(tmp_path: Path) -> N
     spec = ModelSpec("mobilenet_v2")
     with pytest.raises(CheckpointError, match="only ResNets"):
         export_weights(ReidNet(spec).state_dict(), spec, tmp_path / "out.pth.tar", "official")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", EXPORT_SUFFIXES)
+def test_a_file_is_as_readable_as_any_other(model: ReidNet, tmp_path: Path, form: str) -> None:
+    (tmp_path / "any").touch()
+    export_weights(model.state_dict(), SPEC, tmp_path / "out", form)
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+@pytest.mark.parametrize("form", EXPORT_SUFFIXES)
+def test_a_full_disk_is_said(model: ReidNet, tmp_path: Path, no_room: None, form: str) -> None:
+    with pytest.raises(DataError, match="could not write"):
+        export_weights(model.state_dict(), SPEC, tmp_path / "out", form)
     assert list(tmp_path.iterdir()) == []
 
 
