@@ -64,11 +64,14 @@ def refuse_existing(force: bool, *files: Path) -> None:
         files: All that the command will write.
 
     Raises:
-        UsageError: One of them is there and may not be replaced, or is a folder, a device or a pipe.
+        UsageError: One of them is there and may not be replaced, is a folder, a device or a pipe, or would lie in a
+            file.
     """
     from ccreid_cli.core.errors import UsageError
 
     for file in files:
+        if above := next((folder for folder in file.parents if folder.is_file()), None):
+            raise UsageError(f"{above} is a file, so {file} cannot be written in it.", "Choose another folder.")
         if file.is_dir():
             raise UsageError(f"{file} is a folder, so no file of that name can be written.", "Choose another name.")
         if file.exists() and not file.is_file():

@@ -80,7 +80,7 @@ def export(
     from ccreid_cli.engine.model_card import card_files, model_card, write_cards
     from ccreid_cli.engine.scoring import checkpoint_file
 
-    check_request(form, uint8_input)
+    check_request(form, uint8_input, out)
     request, logs = model_request(run, checkpoint, pooling_type), logs_dir_or_default(logs_dir)
     file = out or Path(_stem(checkpoint_file(run, checkpoint, logs)) + SUFFIXES[form])
     refuse_existing(force, file)

@@ -48,6 +48,7 @@ def cluster_features(
     """
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.config import CLUSTER_DEFAULTS, validate
+    from ccreid_cli.core.errors import UsageError
     from ccreid_cli.data.feature_file import check_labels_form, normalize_rows, read_features, write_labels
     from ccreid_cli.engine.device import resolve_device
     from ccreid_cli.pseudo_labels.clustering import label_quality
@@ -56,6 +57,8 @@ def cluster_features(
     if out is not None:
         check_labels_form(out)
         refuse_existing(force, out)
+        if out.exists() and file.exists() and out.samefile(file):
+            raise UsageError(f"-o {out} would replace the features by their labels.", "Choose another name.")
     method = cluster or "dbscan"
     flags = given(cluster=cluster, eps=eps, k1=k1, k2=k2, min_samples=min_samples)
     config = validate({**CLUSTER_DEFAULTS.get(method, {}), **flags}, "settings")

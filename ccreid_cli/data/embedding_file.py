@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError, UsageError
-from ccreid_cli.core.files import atomic_path, atomic_write_text
+from ccreid_cli.core.files import atomic_path
 from ccreid_cli.data.feature_file import UNREADABLE, normalize_rows, read_features
 from ccreid_cli.data.image_list import ImageList
 
@@ -100,13 +101,15 @@ def _write_npz(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> 
 def _write_npy(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> None:
     if any("\n" in name or "\r" in name for name in content.images.names):
         raise DataError(f"{path}: an image's name holds a line break.", "Write .npz or .parquet, or rename the image.")
-    with atomic_path(path.with_suffix(".txt")) as temporary:
-        lines = "".join(name + "\n" for name in content.images.names)
-        temporary.write_bytes(lines.encode("utf-8", "surrogateescape"))
+    lines = "".join(name + "\n" for name in content.images.names)
     columns = {name: values.tolist() for name, values in _columns(content.images).items()}
-    atomic_write_text(path.with_suffix(".json"), json.dumps({**about, **columns}) + "\n")
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, content.features)
+    # None appears before all are written: what is left of a set would be in the way of the next attempt.
+    with ExitStack() as stack:
+        matrix, names, rest = (stack.enter_context(atomic_path(file)) for file in files_of(path))
+        names.write_bytes(lines.encode("utf-8", "surrogateescape"))
+        rest.write_text(json.dumps({**about, **columns}) + "\n", encoding="utf-8")
+        with matrix.open("wb") as file:
+            np.save(file, content.features)
 
 
 def _write_parquet(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> None:

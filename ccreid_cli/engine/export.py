@@ -72,16 +72,20 @@ class ExportCheck:
         return asdict(self)
 
 
-def check_request(form: str, uint8_input: bool) -> None:
+def check_request(form: str, uint8_input: bool, out: Path | None = None) -> None:
     """Refuse, before any work is done, what cannot be exported.
 
     Raises:
-        UsageError: There is no such form, it does not go with `uint8_input`, or packages are missing.
+        UsageError: There is no such form, it does not go with `uint8_input`, packages are missing, or the ending of
+            `out` names another form.
     """
     if form not in SUFFIXES:
         raise UsageError(
             f'there is no form "{form}".', did_you_mean(form, SUFFIXES) or f"Forms: {', '.join(SUFFIXES)}."
         )
+    named = next((other for other, suffix in SUFFIXES.items() if out and out.suffix.lower() == suffix), form)
+    if named != form:
+        raise UsageError(f"-o {out} is to be {form}, but ends as {named} does.", f"Add --format {named}, or rename it.")
     if form == "safetensors" and uint8_input:
         raise UsageError("--uint8-input: a safetensors file holds weights only.", "Use --format onnx or torchscript.")
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ccreid_cli import __version__
-from ccreid_cli.cli.app import EXIT_CODES, app, exit_code_of, main
+from ccreid_cli import __main__, __version__
+from ccreid_cli.cli.app import EXIT_CODES, app, exit_code_of
 from ccreid_cli.core.errors import (
     CcreidError,
     CheckpointError,
@@ -374,8 +374,22 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 
 def test_main_is_what_the_package_installs() -> None:
-    assert 'ccreid = "ccreid_cli.cli.app:main"' in (ROOT / "pyproject.toml").read_text()
-    assert callable(main)
+    assert 'ccreid = "ccreid_cli.__main__:main"' in (ROOT / "pyproject.toml").read_text()
+    assert callable(__main__.main)
+
+
+def test_ctrl_c_ends_a_command_that_is_still_starting() -> None:
+    """As if it came while the command line is imported, which takes a while."""
+    process = _start(
+        "import sys, signal; from ccreid_cli.__main__ import main\n"
+        "class Late:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Late()); main()"
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert (process.stdout.read(), process.stderr.read()) == (b"", b"")
+    assert process.wait(timeout=30) == 130
 
 
 def _cpu_seconds(command: list[str], **environment: str) -> float:

@@ -116,3 +116,24 @@ def test_a_sheet_names_images_that_are_gone(run: Cli, trained: Trained) -> None:
     assert found.err.count("grey") == 1 and first.name in found.err
     second.write_bytes(b"junk")
     assert "2 images cannot be read and are left grey" in run(*search).err
+
+
+@pytest.mark.parametrize("arguments", [words for words, _ in WRITING if "-o" in words], ids=" ".join)
+def test_a_folder_that_is_a_file_is_found_before_the_work(run: Cli, arguments: list[str]) -> None:
+    Path("plain").write_text("precious")
+    place = arguments.index("-o") + 1
+    refused = run(*arguments[:place], f"plain/{arguments[place]}", *arguments[place + 1 :])
+    assert (refused.code, refused.out) == (2, "") and "plain is a file" in refused.err
+    assert Path("plain").read_text() == "precious"
+
+
+def test_labels_never_replace_their_features(run: Cli) -> None:
+    before = Path("features.npz").read_bytes()
+    refused = run("cluster", "features.npz", "-o", "features.npz", "--force")
+    assert refused.code == 2 and "replace the features" in refused.err
+    assert Path("features.npz").read_bytes() == before
+
+
+def test_an_ending_that_means_another_form(run: Cli) -> None:
+    refused = run("export", "RUN", "-f", "safetensors", "-o", "m.onnx")
+    assert refused.code == 2 and "ends as onnx does" in refused.err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -208,6 +209,24 @@ def test_feature_files_come_back_whole(embedder: Embedder, tmp_path: Path, suffi
         assert getattr(found.images, name).tolist() == getattr(content.images, name).tolist()
     assert found.about["model"] == embedder.fingerprint
     assert found.about["preprocess"] == {**embedder.preprocessing.as_json(), "precision": "fp32"}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
+def test_a_full_disk_leaves_nothing(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Not a part of a set of files either: it would be in the way of the next attempt."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("save", "savez"):
+        monkeypatch.setattr(np, name, full)
+    if suffix == ".parquet":
+        monkeypatch.setattr(pytest.importorskip("pyarrow.parquet"), "write_table", full)
+    with pytest.raises(DataError, match="No space left"):
+        write_embeddings(tmp_path / "new" / f"f{suffix}", _content(embedder, tmp_path))
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_npz_is_what_numpy_users_expect(embedder: Embedder, tmp_path: Path) -> None:
