@@ -116,7 +116,7 @@ def show(run: Run, logs_dir: opt.LogsDir = None, as_json: opt.Json = False) -> N
         output.print_json({**summary, "settings": settings, "environment": environment, "metrics": metrics})
         return
     output.print_table("", ["", ""], [[key, str(summary[key])] for key in ("folder", "state", "dataset", "arch")])
-    plain = [[key, str(value)] for key, value in environment.items() if not isinstance(value, dict)]
+    plain = [[key, _shown(value)] for key, value in environment.items() if not isinstance(value, dict)]
     output.print_table("environment", ["", ""], plain)
     rows = [
         [line["epoch"] + 1, f"{line['loss']:.3f}", line["num_clusters"], line["num_outliers"]]
@@ -125,6 +125,10 @@ def show(run: Run, logs_dir: opt.LogsDir = None, as_json: opt.Json = False) -> N
         for line in metrics
     ]
     output.print_table("epochs", ["epoch", "loss", "clusters", "outliers", "mAP %", "rank-1 %", "seconds"], rows)
+
+
+def _shown(value: object) -> str:
+    return "–" if value is None else str(value)
 
 
 @runs_app.command("compare")
@@ -141,7 +145,7 @@ def compare(names: Runs, logs_dir: opt.LogsDir = None, as_json: opt.Json = False
         different = [{key: values[key] for key in differing} for values in settings]
         output.print_json({"runs": [{**a, "settings": b} for a, b in zip(summaries, different, strict=True)]})
         return
-    rows: list[list[object]] = [[key, *(str(values[key]) for values in settings)] for key in differing]
+    rows: list[list[object]] = [[key, *(_shown(values[key]) for values in settings)] for key in differing]
     for label, which, key in (
         ("last mAP %", "last", "mAP"),
         ("last rank-1 %", "last", "rank1"),

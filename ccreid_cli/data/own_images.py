@@ -120,6 +120,11 @@ def _from_folder(root: Path, reporter: Reporter) -> dict[str, list[Record]]:
         read = [reader(crop) for crop in found]
         records[split] = [record for record in read if record is not None]
         num_junk += len(read) - len(records[split])
+    if num_junk and not any(records.values()):
+        raise DataError(
+            f"{root}: {'the one image is' if num_junk == 1 else f'all {num_junk:,} images are'} junk (identity -1).",
+            "Leave the -1 out of the names of images to train on.",
+        )
     if num_junk:
         reporter.message(f"{root}: {plural(num_junk, 'junk image is', 'junk images are')} left out (identity -1).")
     return records

@@ -63,7 +63,7 @@ def extract_features(
         check_stop: Called before every batch; may raise to leave early.
 
     Returns:
-        (N, D) float32, on `device`.
+        (N, D) float32, on `device`; on the CPU where that has no room for them.
 
     Raises:
         DeviceError: Not even one image fits into the device's memory. A batch that does not is halved.
@@ -77,7 +77,7 @@ def extract_features(
     network: nn.Module = model
     if device.type == "cpu" and is_fusible():
         network = fuse(model, torch.bfloat16 if precision == "bf16" else torch.float32)
-    rows = torch.empty((stop - start, model.embedding_dim), device=device)
+    rows = _room(stop - start, model.embedding_dim, device, may_move=group.world == 1)
     first = start
     with reporter.task(description, stop - start, "img") as task:
         while first < stop:
@@ -96,6 +96,16 @@ def extract_features(
     store.let_go()
     model.train(was_training)
     return group.gather_rows(rows)
+
+
+def _room(count: int, dim: int, device: torch.device, *, may_move: bool) -> torch.Tensor:
+    """Return memory for `count` features: on the device, or, if they `may_move`, on the CPU where they do not fit."""
+    try:
+        return torch.empty((count, dim), device=device)
+    except RuntimeError as error:
+        if device.type == "cpu" or not may_move or not is_out_of_memory(error):
+            raise
+    return torch.empty((count, dim))
 
 
 def _features_or_none(

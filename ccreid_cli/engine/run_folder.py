@@ -222,7 +222,8 @@ def find_run(name: str, logs_dir: Path) -> RunFolder:
             "To start a new run from its weights use `ccreid train --init-from`.",
         )
     guess = did_you_mean(name, [run.path.name for run in list_runs(logs_dir)])
-    raise DataError(f'there is no run "{name}" in {logs_dir}; {guess}'.rstrip("; "), "See `ccreid runs list`.")
+    end = f"; {guess}" if guess else "."
+    raise DataError(f'there is no run "{name}" in {logs_dir}{end}', "See `ccreid runs list`.")
 
 
 def list_runs(logs_dir: Path) -> list[RunFolder]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import SilentReporter
@@ -161,3 +162,12 @@ def test_manifest_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"path,id\xff\xfe")
     with pytest.raises(DataError, match="not UTF-8"):
         load(tmp_path / "list.csv")
+
+
+def test_a_folder_of_junk_alone(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 16)).save(tmp_path / "-1_c1s1_000001_00.jpg")
+    with pytest.raises(DataError, match=r"the one image is junk"):
+        load_dataset(str(tmp_path), tmp_path, SilentReporter())
+    Image.new("RGB", (8, 16)).save(tmp_path / "-1_c1s1_000002_00.jpg")
+    with pytest.raises(DataError, match=r"all 2 images are junk"):
+        load_dataset(str(tmp_path), tmp_path, SilentReporter())

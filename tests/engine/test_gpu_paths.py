@@ -188,6 +188,24 @@ def test_extraction_halves_a_batch_that_does_not_fit(kind: str, monkeypatch: pyt
         model.cpu()
 
 
+def test_features_that_do_not_fit_stay_on_the_cpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed, empty = steps_in_ranks.Fixed(), torch.empty
+    expected = extract_features(fixed.model, fixed.store, device=torch.device("cpu"))
+
+    def limited(*size: Any, device: Any = None, **options: Any) -> torch.Tensor:
+        if device is not None and torch.device(device).type == kind and size == ((60, 16),):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
+        return empty(*size, device=device, **options)
+
+    with pretended(kind) as gpu:
+        model = fixed.model.to(kind)
+        monkeypatch.setattr(torch, "empty", limited)
+        found = extract_features(model, fixed.store, device=gpu.device)
+        model.cpu()
+    assert not isinstance(found, Pretend)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_labels_that_do_not_fit_are_made_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(3)
     centres = torch.nn.functional.normalize(torch.randn(10, 16), dim=1).repeat_interleave(8, 0)
