@@ -25,7 +25,10 @@ _ROWS_HINT = "Leave these rows out (counted from 0), or extract their features a
 _LABEL_FORMS = (".npz", ".npy")
 _LEAST_LABEL = -(2**63)
 UNREADABLE = (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-"""What NumPy and zipfile raise on a file of arrays that is damaged or something else."""
+"""What NumPy and zipfile raise on a file of arrays that is damaged or something else.
+
+NotImplementedError is zipfile's for compressions that it lacks, which a damaged byte can name.
+"""
 _KNOWN = ("features", "ids", "cams")
 
 

@@ -6,6 +6,7 @@ keeps the key names of the release it comes from, so that released weights load 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
@@ -19,7 +20,7 @@ from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.models.batch_norm import dense_format
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A network cut before its head.
 
     Args:
@@ -30,9 +31,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.num_channels = num_channels
 
+    @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Turn (B, 3, H, W) normalised images into (B, num_channels, H / stride, W / stride) feature maps."""
-        raise NotImplementedError
 
 
 class ResNetBackbone(Backbone):

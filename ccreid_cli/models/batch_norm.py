@@ -8,6 +8,7 @@ normalises the whole batch learns a different, worse model. Here a batch is cut 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -129,7 +130,8 @@ class _ChunkedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """
         if not self.training:
             return super().forward(input)
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        check: Callable[[Tensor], None] = self._check_input_dim
+        check(input)
         sizes = bn_chunks(len(input), self.samples_per_bn)
         if sizes and min(sizes) * input[0, 0].numel() == 1:
             raise UsageError(
@@ -157,8 +159,8 @@ class _ChunkedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def extra_repr(self) -> str:
         """Show the chunk size in the printed model."""
-        plain = super().extra_repr()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return f"{plain}, samples_per_bn={self.samples_per_bn}"
+        plain: Callable[[], str] = super().extra_repr
+        return f"{plain()}, samples_per_bn={self.samples_per_bn}"
 
 
 class ChunkedBatchNorm1d(_ChunkedBatchNorm, nn.BatchNorm1d):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from ccreid_cli.models.backbones import ResNetBackbone
+from ccreid_cli.models.backbones import Backbone, ResNetBackbone
 from ccreid_cli.models.reid_net import ReidNet
 
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
@@ -106,7 +106,9 @@ def fuse(model: ReidNet, dtype: torch.dtype = torch.float32) -> ReidNet:
         dtype: To compute the convolutions in: float32, or bfloat16 for use under autocast.
     """
     fused = copy.deepcopy(model).eval()
-    fused.backbone = _fuse(fused.backbone, dtype)  # type: ignore[assignment]  # of the same class
+    backbone = _fuse(fused.backbone, dtype)
+    assert isinstance(backbone, Backbone)
+    fused.backbone = backbone
     return fused
 
 

@@ -184,13 +184,10 @@ def _copy(archive: Path, entry: Entry, place: Path | None, task: Task) -> None:
 
 @contextmanager
 def _created(place: Path) -> Iterator[IO[bytes]]:
-    """Make a file that must not be there yet, links included."""
-    with disk_errors_explained(place), open(place, "xb", opener=_open_plain) as file:  # noqa: PTH123  # wants an opener
+    """Make a file that must not be there yet, links included, and that nobody may run."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)  # the last for Windows
+    with disk_errors_explained(place), os.fdopen(os.open(place, flags, 0o644), "wb") as file:
         yield file
-
-
-def _open_plain(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o644)
 
 
 def _lock_path(incoming: Path) -> Path:

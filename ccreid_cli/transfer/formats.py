@@ -170,13 +170,19 @@ class _ForwardStream:
         return self.last_read
 
 
+class _TarReader(tarfile.TarFile):
+    """Names the list that `TarFile` keeps of all it has read, so that it can be emptied: it grows with the archive."""
+
+    members: list[tarfile.TarInfo]
+
+
 def _tar_entries(archive: Path, file: IO[bytes]) -> Iterator[Entry]:
     with damage_explained(archive):
         stream = _ForwardStream(file)
-        reader = tarfile.TarFile(fileobj=cast(Any, stream), encoding="utf-8", errors="replace")
+        reader = _TarReader(fileobj=cast(Any, stream), encoding="utf-8", errors="replace")
         while member := reader.next():
             yield Entry(member.name, _tar_kind(member), _tar_size(member), None, partial(_tar_content, reader, member))
-            reader.members.clear()  # type: ignore[attr-defined]  # or the list grows with the archive
+            reader.members.clear()
         if stream.last_read != tarfile.NUL * tarfile.BLOCKSIZE:
             raise tarfile.ReadError("the mark at the end is missing")
         _read_to_end(file)
