@@ -9,13 +9,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from ccreid_cli.core.errors import DeviceError, UsageError
 from ccreid_cli.core.words import plural
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     signs = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED", "unable to find an engine")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def unless_out_of_memory(action: Callable[[], T]) -> T | None:
+    """Return what `action` gives, or None where it runs out of memory; then what it held is free."""
+    try:
+        return action()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def device_for_resume(stored: str) -> str:

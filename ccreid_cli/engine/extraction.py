@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from ccreid_cli.core.errors import DeviceError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.data.augment import normalize
 from ccreid_cli.data.image_source import ImageSet
-from ccreid_cli.engine.device import autocast, is_out_of_memory
+from ccreid_cli.engine.device import autocast, unless_out_of_memory
 from ccreid_cli.engine.distributed import Group
 from ccreid_cli.models.fused import fuse, is_fusible
 from ccreid_cli.models.reid_net import ReidNet
@@ -84,8 +85,9 @@ def extract_features(
             if check_stop:
                 check_stop()
             last = min(first + size, stop)
-            features = _features_or_none(network, store, first, last, device, precision)
-            if features is None:  # by now what the failed attempt held is free
+            compute = partial(_features_of, network, store, first, last, device, precision)
+            features = unless_out_of_memory(compute)
+            if features is None:
                 size = _smaller(last - first, device, reporter)
                 continue
             rows[first - start : last - start] = features
@@ -100,27 +102,17 @@ def extract_features(
 
 def _room(count: int, dim: int, device: torch.device, *, may_move: bool) -> torch.Tensor:
     """Return memory for `count` features: on the device, or, if they `may_move`, on the CPU where they do not fit."""
-    try:
-        return torch.empty((count, dim), device=device)
-    except RuntimeError as error:
-        if device.type == "cpu" or not may_move or not is_out_of_memory(error):
-            raise
-    return torch.empty((count, dim))
+    rows = unless_out_of_memory(lambda: torch.empty((count, dim), device=device)) if may_move else None
+    return torch.empty((count, dim), device="cpu" if may_move else device) if rows is None else rows
 
 
-def _features_or_none(
+def _features_of(
     network: nn.Module, store: ImageSet, first: int, last: int, device: torch.device, precision: str
-) -> torch.Tensor | None:
-    """Return the features of the images [first, last), or None where they do not fit into memory."""
-    try:
-        images = normalize(store.gather(torch.arange(first, last), device))
-        with autocast(device, precision):
-            features: torch.Tensor = network(images)
-        return features
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
+) -> torch.Tensor:
+    images = normalize(store.gather(torch.arange(first, last), device))
+    with autocast(device, precision):
+        features: torch.Tensor = network(images)
+    return features
 
 
 def _smaller(size: int, device: torch.device, reporter: Reporter) -> int:

@@ -8,7 +8,7 @@ import torch
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
-from ccreid_cli.engine.device import is_out_of_memory
+from ccreid_cli.engine.device import unless_out_of_memory
 from ccreid_cli.engine.distributed import Group
 from ccreid_cli.pseudo_labels.clustering import dbscan, infomap
 from ccreid_cli.pseudo_labels.jaccard import (
@@ -62,11 +62,11 @@ def _label_alone(
     features: torch.Tensor, settings: ClusterSettings, device: torch.device, reporter: Reporter
 ) -> PseudoLabels:
     """Label on the device; or on the CPU, which gives the same, where the device has too little memory."""
-    try:
+    if device.type == "cpu":
         return pseudo_labels(features, settings, device=device)
-    except RuntimeError as error:
-        if device.type == "cpu" or not is_out_of_memory(error):
-            raise
+    found = unless_out_of_memory(lambda: pseudo_labels(features, settings, device=device))
+    if found is not None:
+        return found
     reporter.warning(f"the pseudo-labels do not fit into the memory of {device}: computing the same on the CPU.")
     torch.cuda.empty_cache()
     return pseudo_labels(features.cpu(), settings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.words import plural
 from ccreid_cli.data.augment import AugmentPlan, augment
 from ccreid_cli.data.image_source import ImageSet, ImageSource
-from ccreid_cli.engine.device import autocast, derived_seed, is_out_of_memory
+from ccreid_cli.engine.device import autocast, derived_seed, unless_out_of_memory
 from ccreid_cli.engine.distributed import Group
 from ccreid_cli.engine.sharded_store import ShardedStore
 from ccreid_cli.engine.step_sums import Gradients, RunningStatistics
@@ -154,12 +155,8 @@ class TrainStep:
             self._images = self.store.exchange(batch.indices, self._sizes)
         done = None
         while done is None:
-            try:
-                done = self._forward_backward(batch, memory)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            if done is None:  # by now what the failed attempt held is free
+            done = unless_out_of_memory(lambda: self._forward_backward(batch, memory))
+            if done is None:
                 self._split_further(batch, memory)
         loss, features = done
         self._finish_sums()
@@ -268,19 +265,17 @@ class TrainStep:
         """Return how many images, halving from what was tried, can be computed at once; 0 for less than two."""
         number = tried // 2
         while number >= 2:
-            start, fits = self._edges[0], False
-            try:
-                loss, _ = self._loss(self.model, batch, memory, start, start + number)
-                torch.autograd.backward(loss)
-                fits = True
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
+            fits = unless_out_of_memory(partial(self._try, batch, memory, self._edges[0], number))
             self._clear()
             if fits:
                 return number
             number //= 2
         return 0
+
+    def _try(self, batch: Batch, memory: ClusterMemory, start: int, number: int) -> bool:
+        loss, _ = self._loss(self.model, batch, memory, start, start + number)
+        torch.autograd.backward(loss)
+        return True
 
 
 def _parallel(model: nn.Module) -> DistributedDataParallel:
