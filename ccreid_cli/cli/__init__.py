@@ -1,1 +1,1 @@
-"""The command line: parse, call the engine, show."""
+"""The command line: parse, call, show. No torch, numpy, faiss, scikit-learn or Pillow at module level."""

@@ -12,7 +12,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ccreid_cli import __version__
 from ccreid_cli.cli import (
     answering,
     bench,
@@ -40,6 +39,7 @@ from ccreid_cli.core.errors import (
     NetworkError,
     UsageError,
 )
+from ccreid_cli.core.version import __version__
 
 EXIT_CODES: dict[type[CcreidError], int] = {UsageError: 2, DataError: 3, NetworkError: 4, DeviceError: 5}
 """The exit code of each kind of error; subclasses share it. 1 is a bug; 128 + signal is an interruption."""

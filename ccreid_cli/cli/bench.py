@@ -15,9 +15,9 @@ from ccreid_cli.core.words import plural
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ccreid_cli.bench.base import BenchSettings, StageResult
     from ccreid_cli.core.config import TrainConfig
     from ccreid_cli.core.reporter import Reporter
-    from ccreid_cli.engine.bench_base import BenchSettings, StageResult
 
 SIZES = "Sizes"
 PLAN = "Many GPUs"
@@ -114,10 +114,10 @@ def bench(
 
     Examples: `ccreid bench step -a resnet50 -b 64`, `ccreid bench --plan --images 1e6 --gpus 64`.
     """
+    from ccreid_cli.bench.base import BenchSettings, read_rows
+    from ccreid_cli.bench.run import run_bench
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.config import resolve_config
-    from ccreid_cli.engine.bench import run_bench
-    from ccreid_cli.engine.bench_base import BenchSettings, read_rows
 
     flags = given(
         arch=arch,
@@ -207,8 +207,8 @@ def _show_plan(
     reporter: Reporter,
     as_json: bool,
 ) -> None:
-    from ccreid_cli.engine.bench import read_results, run_bench
-    from ccreid_cli.engine.plan import ASSUMPTIONS, plan_recipe, rates_from_results
+    from ccreid_cli.bench.plan import ASSUMPTIONS, plan_recipe, rates_from_results
+    from ccreid_cli.bench.run import read_results, run_bench
 
     measured = (
         run_bench(["extract", "labels", "step"], settings, reporter)["results"]

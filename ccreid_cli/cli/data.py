@@ -48,7 +48,7 @@ def _info(name: str) -> DatasetInfo:
 def list_datasets(data_dir: opt.DataDir = None, as_json: opt.Json = False) -> None:
     """List datasets: what is on disk, how large they are, how to get them. Example: `ccreid data list`."""
     from ccreid_cli.data.catalog import CATALOG
-    from ccreid_cli.data.layout import dataset_state
+    from ccreid_cli.data.reading import dataset_state
 
     folder = data_dir_or_default(data_dir)
     found = [(info, dataset_state(info, folder)) for info in CATALOG.values()]
@@ -147,7 +147,7 @@ def _accept(infos: list[DatasetInfo], folder: Path, accept_terms: bool) -> bool:
     """Show the terms of what is not on disk yet; ask on a terminal, unless they are accepted already."""
     from ccreid_cli.data.catalog import Policy
     from ccreid_cli.data.install import terms_of
-    from ccreid_cli.data.layout import dataset_state
+    from ccreid_cli.data.reading import dataset_state
 
     wanted = [info for info in infos if info.policy is not Policy.MADE]
     wanted = [info for info in wanted if dataset_state(info, folder).state != "present"]
@@ -209,7 +209,7 @@ def info(
     """Show a dataset's statistics. Example: `ccreid data info market1501 --sheet sheet.png`."""
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.data.contact_sheet import contact_sheet
-    from ccreid_cli.data.layout import load_dataset
+    from ccreid_cli.data.reading import load_dataset
     from ccreid_cli.data.statistics import dataset_statistics
 
     if sheet is not None:
@@ -261,7 +261,7 @@ def link(
 ) -> None:
     """Use a dataset that lies elsewhere, by a symbolic link. Example: `ccreid data link market1501 /mnt/Market`."""
     from ccreid_cli.cli.progress import make_reporter
-    from ccreid_cli.data.upkeep import link_dataset
+    from ccreid_cli.data.maintenance import link_dataset
 
     output.say(f"{name} is in {link_dataset(_info(name), place, data_dir_or_default(data_dir), make_reporter())}")
 
@@ -269,7 +269,7 @@ def link(
 @data_app.command("clean")
 def clean(data_dir: opt.DataDir = None, as_json: opt.Json = False) -> None:
     """Remove decoded caches, partial downloads and leftovers; datasets stay. Example: `ccreid data clean`."""
-    from ccreid_cli.data.upkeep import clean as clean_folder
+    from ccreid_cli.data.maintenance import clean as clean_folder
 
     report = clean_folder(data_dir_or_default(data_dir))
     if as_json:

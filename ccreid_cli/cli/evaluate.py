@@ -45,7 +45,8 @@ def evaluate(
     """
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.errors import UsageError
-    from ccreid_cli.engine.scoring import ModelRequest, load_network, score_model
+    from ccreid_cli.inference.evaluate import score_model
+    from ccreid_cli.inference.loading import ModelRequest, load_network
 
     if checkpoint not in {"last", "best"}:
         raise UsageError(f'--checkpoint "{checkpoint}" is not known.', "Use last or best.")

@@ -75,10 +75,10 @@ def export(
     Examples: `ccreid export logs/RUN --format onnx -o reid.onnx`, `ccreid export RUN --format safetensors`.
     """
     from ccreid_cli.cli.progress import make_reporter
-    from ccreid_cli.engine.embedding import open_embedder
-    from ccreid_cli.engine.export import SUFFIXES, check_request, export_model, sample_images
-    from ccreid_cli.engine.model_card import card_files, model_card, write_cards
-    from ccreid_cli.engine.scoring import checkpoint_file
+    from ccreid_cli.inference.embedder import open_embedder
+    from ccreid_cli.inference.export import SUFFIXES, check_request, export_model, sample_images
+    from ccreid_cli.inference.loading import checkpoint_file
+    from ccreid_cli.inference.model_card import card_files, model_card, write_cards
 
     check_request(form, uint8_input, out)
     request, logs = model_request(run, checkpoint, pooling_type), logs_dir_or_default(logs_dir)

@@ -15,7 +15,7 @@ from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, refu
 
 if TYPE_CHECKING:
     from ccreid_cli.core.reporter import Reporter
-    from ccreid_cli.engine.scoring import ModelRequest
+    from ccreid_cli.inference.loading import ModelRequest
 
 Checkpoint = Annotated[
     str, typer.Option("--checkpoint", help="Which checkpoint of a run: last or best.", rich_help_panel=opt.MODEL)
@@ -80,9 +80,9 @@ def extract(
     `ccreid extract market1501 --split query --resume logs/RUN -o query.npz`.
     """
     from ccreid_cli.cli.progress import make_reporter
-    from ccreid_cli.data.embedding_file import check_form, files_of, write_embeddings
-    from ccreid_cli.data.image_list import list_source
-    from ccreid_cli.engine.embedding import embed_images, open_embedder
+    from ccreid_cli.inference.embedder import embed_images, open_embedder
+    from ccreid_cli.inference.embedding_file import check_form, files_of, write_embeddings
+    from ccreid_cli.inference.image_list import list_source
 
     check_form(out)
     refuse_existing(force, *files_of(out))
@@ -167,10 +167,10 @@ def search(
     """
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.data.catalog import CATALOG
-    from ccreid_cli.data.image_list import list_source
-    from ccreid_cli.data.search_sheet import check_sheet
-    from ccreid_cli.engine.embedding import embed_images, open_embedder
-    from ccreid_cli.engine.search import best_matches, matches_as_json, open_gallery
+    from ccreid_cli.inference.embedder import embed_images, open_embedder
+    from ccreid_cli.inference.image_list import list_source
+    from ccreid_cli.inference.search import best_matches, matches_as_json, open_gallery
+    from ccreid_cli.inference.search_sheet import check_sheet
 
     if sheet:
         check_sheet(sheet)
@@ -225,7 +225,7 @@ def model_request(resume: str | None, checkpoint: str, pooling_type: str | None)
         UsageError: None is named, or `checkpoint` is not known.
     """
     from ccreid_cli.core.errors import UsageError
-    from ccreid_cli.engine.scoring import ModelRequest
+    from ccreid_cli.inference.loading import ModelRequest
 
     if resume is None:
         raise UsageError(
@@ -250,7 +250,7 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_sheet(found: Sequence[Mapping[str, Any]], sheet: Path, reporter: Reporter) -> None:
-    from ccreid_cli.data.search_sheet import SheetRow, search_sheet
+    from ccreid_cli.inference.search_sheet import SheetRow, search_sheet
 
     rows = []
     for query in found:

@@ -49,8 +49,8 @@ def cluster_features(
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.config import CLUSTER_DEFAULTS, validate
     from ccreid_cli.core.errors import UsageError
-    from ccreid_cli.data.feature_file import check_labels_form, normalize_rows, read_features, write_labels
-    from ccreid_cli.engine.device import resolve_device
+    from ccreid_cli.inference.feature_file import check_labels_form, normalize_rows, read_features, write_labels
+    from ccreid_cli.machine.device import resolve_device
     from ccreid_cli.pseudo_labels.clustering import label_quality
     from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
 
@@ -102,9 +102,9 @@ def score_features(
 
     Rows are L2-normalised first. Example: `ccreid score --query q.npz --gallery g.npz --json`.
     """
-    from ccreid_cli.data.feature_file import read_scored_pair
-    from ccreid_cli.engine.device import resolve_device
-    from ccreid_cli.engine.evaluator import evaluate_features
+    from ccreid_cli.engine.retrieval_scores import evaluate_features
+    from ccreid_cli.inference.feature_file import read_scored_pair
+    from ccreid_cli.machine.device import resolve_device
 
     queries, entries = read_scored_pair(query, gallery)
     evaluation = evaluate_features(

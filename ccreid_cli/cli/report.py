@@ -56,8 +56,8 @@ def report(
     """
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.errors import UsageError
-    from ccreid_cli.engine.reporting import FILE_NAME, write_report
     from ccreid_cli.engine.run_folder import find_run
+    from ccreid_cli.report.gather import FILE_NAME, write_report
 
     if checkpoint not in {"last", "best"}:
         raise UsageError(f'--checkpoint "{checkpoint}" is not known.', "Use last or best.")

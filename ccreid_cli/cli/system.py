@@ -19,7 +19,7 @@ def doctor(data_dir: opt.DataDir = None, logs_dir: opt.LogsDir = None, as_json: 
 
     Example: `ccreid doctor`.
     """
-    from ccreid_cli.engine.diagnosis import diagnose
+    from ccreid_cli.bench.doctor import diagnose
 
     findings = diagnose(data_dir_or_default(data_dir), logs_dir_or_default(logs_dir))
     if as_json:

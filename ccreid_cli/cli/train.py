@@ -159,7 +159,7 @@ def train(
     if _launched(gpus, resolved.config.device, resolved.config.batch_size, resolved.config.samples_per_bn):
         return
     from ccreid_cli.cli.progress import make_reporter
-    from ccreid_cli.engine.training import train as run_training
+    from ccreid_cli.engine.start import train as run_training
 
     reporter = make_reporter(progress)
     result = run_training(resolved, reporter=reporter, on_dataset=show_dataset, timeout=timeout)
@@ -235,8 +235,8 @@ def _resume(
     as_json: bool,
     progress: str,
 ) -> None:
-    from ccreid_cli.engine.device import device_for_resume
     from ccreid_cli.engine.run_folder import find_run
+    from ccreid_cli.machine.device import device_for_resume
 
     if "data_dir" in flags:
         refuse_file(flags["data_dir"])
@@ -246,7 +246,7 @@ def _resume(
     if _launched(gpus, device, config.batch_size, config.samples_per_bn):
         return
     from ccreid_cli.cli.progress import make_reporter
-    from ccreid_cli.engine.training import resume as run_resume
+    from ccreid_cli.engine.start import resume as run_resume
 
     reporter = make_reporter(progress)
     result = run_resume(folder, flags, reporter=reporter, on_dataset=show_dataset, timeout=timeout)
@@ -254,14 +254,14 @@ def _resume(
 
 
 def _weights_of(init_from: str, logs_dir: Path | None) -> str:
-    from ccreid_cli.engine.scoring import checkpoint_file
+    from ccreid_cli.inference.loading import checkpoint_file
 
     return str(checkpoint_file(init_from, "last", logs_dir_or_default(logs_dir)))
 
 
 def _launched(gpus: int | None, device: str, batch_size: int, samples_per_bn: int) -> bool:
     """Start one process per GPU when there are several to use; tell whether that was done."""
-    from ccreid_cli.engine.launch import launch, num_processes
+    from ccreid_cli.machine.launch import launch, num_processes
 
     count = num_processes(gpus, device, batch_size, samples_per_bn, output.say)
     if count == 1:
@@ -291,8 +291,8 @@ def _finish(result: dict[str, Any], report: bool, reporter: Reporter, as_json: b
 def _write_report(result: dict[str, Any], reporter: Reporter) -> None:
     """Write RUN/report.html; a run is not lost because its report could not be written."""
     from ccreid_cli.core.errors import CcreidError
-    from ccreid_cli.engine.reporting import write_report
     from ccreid_cli.engine.run_folder import RunFolder
+    from ccreid_cli.report.gather import write_report
 
     try:
         run = RunFolder(Path(result["run"]))

@@ -105,9 +105,9 @@ def convert(
 ) -> None:
     """Write a checkpoint in another program's form. Example: `ccreid weights convert RUN --to official`."""
     from ccreid_cli.core.errors import UsageError
-    from ccreid_cli.engine.scoring import checkpoint_file
-    from ccreid_cli.models.export import EXPORT_SUFFIXES, export_weights
-    from ccreid_cli.models.formats import read_weights
+    from ccreid_cli.inference.loading import checkpoint_file
+    from ccreid_cli.models.file_forms import EXPORT_SUFFIXES, export_weights
+    from ccreid_cli.models.weight_files import read_weights
 
     if to not in EXPORT_SUFFIXES:
         raise UsageError(f'there is no form "{to}".', f"Use one of: {', '.join(EXPORT_SUFFIXES)}.")

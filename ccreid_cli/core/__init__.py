@@ -1,1 +1,1 @@
-"""What every layer stands on: errors, configuration, files."""
+"""What every room stands on: words, errors, settings, files. No torch, and nothing of the other rooms."""

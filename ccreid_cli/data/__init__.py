@@ -1,1 +1,1 @@
-"""Datasets, images and augmentation."""
+"""Datasets: catalogue, layouts, own images, fetch, verify, toy. No torch, no networks."""

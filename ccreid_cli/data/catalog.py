@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ccreid_cli.data.forms import FolderForm, Form, is_recognised, msmt17_lists, vehicle_id_lists, veri_wild_lists
+from ccreid_cli.data.layouts import FolderForm, Form, is_recognised, msmt17_lists, vehicle_id_lists, veri_wild_lists
 from ccreid_cli.data.splits import SPLITS
 
 

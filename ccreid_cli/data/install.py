@@ -16,8 +16,8 @@ from ccreid_cli.core.locks import FileLock
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.data.catalog import BUNDLE_NAMES, BUNDLE_SOURCE, CATALOG, DatasetInfo, Policy, Source
 from ccreid_cli.data.locate import find_dataset, official_roots, why_not_downloaded
-from ccreid_cli.data.placing import put_in_place, recover_replaced
-from ccreid_cli.data.unpacked import NotInsideError, choose, examine, unpack_and_find
+from ccreid_cli.data.recognise import NotInsideError, choose, examine, unpack_and_find
+from ccreid_cli.data.replace_folder import put_in_place, recover_replaced
 from ccreid_cli.transfer.archive import test_archive
 from ccreid_cli.transfer.download import download
 

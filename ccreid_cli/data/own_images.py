@@ -13,7 +13,7 @@ from pathlib import Path
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.words import plural
-from ccreid_cli.data.forms import JUNK_ID, MARKET_PATTERN, list_images
+from ccreid_cli.data.layouts import JUNK_ID, MARKET_PATTERN, list_images
 from ccreid_cli.data.locate import is_archive_name
 from ccreid_cli.data.manifest import MANIFEST_ENDINGS, read_manifest
 from ccreid_cli.data.splits import SPLITS, Record, ReidDataset, Split, queries_without_match

@@ -15,9 +15,9 @@ from PIL import Image
 from ccreid_cli.core.reporter import Reporter, SilentReporter, track
 from ccreid_cli.core.words import plural
 from ccreid_cli.data.catalog import CATALOG, DatasetInfo
-from ccreid_cli.data.forms import Scan
-from ccreid_cli.data.layout import ProblemKind, build_dataset, load_dataset, problems_of, scan_place
+from ccreid_cli.data.layouts import Scan
 from ccreid_cli.data.locate import Found, find_dataset, missing_error
+from ccreid_cli.data.reading import ProblemKind, build_dataset, load_dataset, problems_of, scan_place
 from ccreid_cli.data.splits import SPLITS, ReidDataset, queries_without_match
 
 

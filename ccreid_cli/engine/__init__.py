@@ -1,1 +1,1 @@
-"""What commands run: extraction, training, evaluation, checkpoints."""
+"""The training loop: batches, step, trainer, run folder, checkpoints, scores. No loss, memory or teacher by name."""

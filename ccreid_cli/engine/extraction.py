@@ -10,10 +10,10 @@ from torch import nn
 
 from ccreid_cli.core.errors import DeviceError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
-from ccreid_cli.data.augment import normalize
-from ccreid_cli.data.image_source import ImageSet
-from ccreid_cli.engine.device import autocast, unless_out_of_memory
-from ccreid_cli.engine.distributed import Group
+from ccreid_cli.images.augment import normalize
+from ccreid_cli.images.source import ImageSet
+from ccreid_cli.machine.device import autocast, unless_out_of_memory
+from ccreid_cli.machine.distributed import Group
 from ccreid_cli.models.fused import fuse, is_fusible
 from ccreid_cli.models.reid_net import ReidNet
 

@@ -8,8 +8,9 @@ import torch
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
-from ccreid_cli.engine.device import unless_out_of_memory
-from ccreid_cli.engine.distributed import Group
+from ccreid_cli.machine.device import unless_out_of_memory
+from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.stopwatch import Stopwatch
 from ccreid_cli.pseudo_labels.clustering import dbscan, infomap
 from ccreid_cli.pseudo_labels.jaccard import (
     average_weights,
@@ -22,7 +23,6 @@ from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.overlap import OverlapSearch, Pairs
 from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, PseudoLabels, pseudo_labels
 from ccreid_cli.pseudo_labels.sparse_rows import SparseRows
-from ccreid_cli.pseudo_labels.stopwatch import Stopwatch
 
 
 def cluster_settings(config: TrainConfig) -> ClusterSettings:

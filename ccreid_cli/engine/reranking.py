@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ccreid_cli.machine.device import exact_product, one_thread
 from ccreid_cli.pseudo_labels.jaccard import average_weights, expansion_weights, half_size, weight_unit
-from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable, exact_product
+from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
 from ccreid_cli.pseudo_labels.overlap import OverlapSums
-from ccreid_cli.pseudo_labels.sparse_rows import one_thread
 
 
 def rerank_distances(

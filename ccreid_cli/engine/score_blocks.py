@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ccreid_cli.core.errors import DataError
-from ccreid_cli.pseudo_labels.neighbors import exact_product
+from ccreid_cli.machine.device import exact_product
 
 Features = Tensor | NDArray[Any]
 Int64Array = NDArray[np.int64]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ccreid_cli.engine.distributed import Group
+from ccreid_cli.machine.distributed import Group
 
 
 class RunningStatistics:

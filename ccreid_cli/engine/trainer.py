@@ -15,28 +15,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccreid_cli.contrast.memory import ClusterMemory
-from ccreid_cli.contrast.sampling import batches_are_short
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import CheckpointError, DataError, Interrupted
 from ccreid_cli.core.reporter import Reporter, Task
 from ccreid_cli.core.words import plural
-from ccreid_cli.data.image_source import ImageSet
 from ccreid_cli.data.splits import ReidDataset
-from ccreid_cli.engine.distributed import Group
-from ccreid_cli.engine.epoch_batches import EpochBatches
+from ccreid_cli.engine.batches import EpochBatches
 from ccreid_cli.engine.extraction import extract_features
-from ccreid_cli.engine.host_memory import return_freed_memory
 from ccreid_cli.engine.labelling import label_features
+from ccreid_cli.engine.metric_writers import MetricWriter, make_writers
 from ccreid_cli.engine.run_folder import RunFolder
-from ccreid_cli.engine.session import TestSet
-from ccreid_cli.engine.signals import StopFlag, StopRequested
-from ccreid_cli.engine.steps import TrainStep, make_optimizer
-from ccreid_cli.engine.train_state import TrainState, describe_epoch
-from ccreid_cli.engine.writers import MetricWriter, make_writers
+from ccreid_cli.engine.state import TrainState, describe_epoch
+from ccreid_cli.engine.step import TrainStep, make_optimizer
+from ccreid_cli.engine.test_set import TestSet
+from ccreid_cli.images.source import ImageSet
+from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.host_memory import return_freed_memory
+from ccreid_cli.machine.signals import StopFlag, StopRequested
+from ccreid_cli.machine.stopwatch import synchronize
+from ccreid_cli.method.memory import ClusterMemory
+from ccreid_cli.method.sampling import batches_are_short
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.clustering import label_quality
-from ccreid_cli.pseudo_labels.stopwatch import synchronize
 
 LR_DECAY = 0.1
 STOP_CHECK_STEPS = 10

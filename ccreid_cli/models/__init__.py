@@ -1,1 +1,1 @@
-"""Backbones, pooling and the re-identification network."""
+"""Backbones, pooling, the network, and weights of any origin. No datasets, no labels."""

@@ -13,9 +13,9 @@ from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.models.backbones import build_backbone
 from ccreid_cli.models.batch_norm import ChunkedBatchNorm1d, chunk_batch_norms
-from ccreid_cli.models.formats import load_backbone_weights, load_reid_weights, read_weights, resolve_spec
 from ccreid_cli.models.pooling import POOLINGS, at_least_float32
 from ccreid_cli.models.spec import ModelSpec
+from ccreid_cli.models.weight_files import load_backbone_weights, load_reid_weights, read_weights, resolve_spec
 from ccreid_cli.models.weights import ensure_weights
 
 __all__ = ["ModelSpec", "ReidNet", "build_model"]

@@ -1,1 +1,1 @@
-"""From features to pseudo-labels: neighbours, Jaccard distance, clustering."""
+"""Features to labels, in one process or many: one path. No images, no networks, no identities but for diagnosis."""

@@ -17,9 +17,9 @@ from sklearn.neighbors import sort_graph_by_row_values
 
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.machine.stopwatch import Stopwatch
 from ccreid_cli.pseudo_labels.jaccard import jaccard_graph
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
-from ccreid_cli.pseudo_labels.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from ccreid_cli.machine.device import one_thread
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
 from ccreid_cli.pseudo_labels.overlap import OverlapSearch, Pairs, join_pairs
-from ccreid_cli.pseudo_labels.sparse_rows import (
-    Scratch,
-    SparseRows,
-    concatenate,
-    from_sorted_keys,
-    one_thread,
-    scratch_bytes,
-)
+from ccreid_cli.pseudo_labels.sparse_rows import Scratch, SparseRows, concatenate, from_sorted_keys, scratch_bytes
 
 Affinity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ccreid_cli.pseudo_labels.sparse_rows import free_gpu_bytes
+from ccreid_cli.machine.device import exact_product, free_gpu_bytes
 
 FeatureArray = torch.Tensor | NDArray[np.float32] | NDArray[np.float16] | NDArray[np.float64]
 
@@ -273,25 +273,3 @@ def _block_bytes(device: torch.device) -> int:
     if device.type == "cpu":
         return _CPU_BLOCK_BYTES
     return max(_CPU_BLOCK_BYTES, min(_MOST_BLOCK_BYTES, free_gpu_bytes(device) // 8))
-
-
-def exact_product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    """A matrix product with full float32 factors and sums, whatever the process allows elsewhere (TF32, split sums).
-
-    Args:
-        left: (n, D), bfloat16, float16 or float32.
-        right: (D, m), the same type.
-        out: Where to write it.
-
-    Returns:
-        (n, m), the same type.
-    """
-    settings = torch.backends.cuda.matmul
-    precision, halves = torch.get_float32_matmul_precision(), settings.allow_fp16_reduced_precision_reduction
-    torch.set_float32_matmul_precision("highest")
-    settings.allow_fp16_reduced_precision_reduction = False
-    try:
-        return torch.mm(left, right, out=out)
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        settings.allow_fp16_reduced_precision_reduction = halves

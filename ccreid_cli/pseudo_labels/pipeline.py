@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.core.words import plural
+from ccreid_cli.machine.stopwatch import Stopwatch
 from ccreid_cli.pseudo_labels.clustering import CLUSTERERS, ClusterSettings
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
-from ccreid_cli.pseudo_labels.stopwatch import Stopwatch
 
 __all__ = ["ClusterSettings", "PseudoLabels", "pseudo_labels"]
 

@@ -7,10 +7,11 @@ every block size and every split of the rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+from ccreid_cli.machine.device import free_gpu_bytes
 
 
 @dataclass(frozen=True)
@@ -88,29 +89,6 @@ def expand_ranges(begin: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor,
     owners = torch.repeat_interleave(lengths, output_size=int(ends[-1]) if len(ends) else 0)
     numbers = (begin - (ends - lengths)).index_select(0, owners)
     return owners, numbers.add_(torch.arange(len(owners), device=begin.device))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute in one CPU thread: thousands of operations of a millisecond, which more threads only slow down.
-
-    Where other processes want the cores too, waiting for one another at each operation costs ten times the work.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def free_gpu_bytes(device: torch.device) -> int:
-    """Memory that a GPU has left for this process, with what PyTorch keeps of earlier tensors for the next ones.
-
-    After training, which fills a GPU, that is nearly all there is.
-    """
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def scratch_bytes(device: torch.device) -> int:

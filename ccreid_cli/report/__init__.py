@@ -1,1 +1,1 @@
-"""Pictures and pages made from a run."""
+"""One HTML page of a run: gather, choose, draw. Nothing here trains or alters a run beyond that page."""

@@ -13,9 +13,9 @@ from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.files import free_bytes
 from ccreid_cli.core.locks import FileLock, LockedError
 from ccreid_cli.core.reporter import Reporter, SilentReporter, Task
+from ccreid_cli.transfer.archive_readers import damage_explained, open_archive
 from ccreid_cli.transfer.checks import byte_text
 from ccreid_cli.transfer.entries import Entry, Inventory, Kind, is_clutter
-from ccreid_cli.transfer.formats import damage_explained, open_archive
 from ccreid_cli.transfer.partial import disk_errors_explained
 
 INCOMING_PREFIX = ".ccreid-incoming-"

@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3.exceptions
 
-from ccreid_cli import __version__
+from ccreid_cli.core.version import __version__
 
 CHUNK_BYTES = 256 * 1024
 MAX_REDIRECTS = 10

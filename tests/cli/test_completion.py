@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shells import TAB, Shell, make_command
 from typer.main import get_command
 
 from ccreid_cli.cli import completing
@@ -21,16 +22,15 @@ from ccreid_cli.cli.progress import STYLES
 from ccreid_cli.core.config import CLUSTER_DEFAULTS, recipe_names
 
 from .conftest import Cli
-from .shells import TAB, Shell, make_command
 
 COMPLETIONS = Path(__file__).parents[2] / "completions"
 
 
 def test_lists_are_those_of_the_registries() -> None:
+    from ccreid_cli.bench.run import STAGES
     from ccreid_cli.data.catalog import CATALOG
-    from ccreid_cli.engine.bench import STAGES
     from ccreid_cli.models.backbones import BACKBONES
-    from ccreid_cli.models.export import EXPORT_SUFFIXES
+    from ccreid_cli.models.file_forms import EXPORT_SUFFIXES
     from ccreid_cli.models.pooling import POOLINGS
     from ccreid_cli.pseudo_labels.clustering import CLUSTERERS
 

@@ -19,12 +19,13 @@ import pytest
 
 from ccreid_cli.core.errors import DataError, NetworkError, UsageError
 from ccreid_cli.core.reporter import SilentReporter
-from ccreid_cli.data import install, placing
+from ccreid_cli.data import install
+from ccreid_cli.data import replace_folder as placing
 from ccreid_cli.data.catalog import BUNDLE_NAMES, CATALOG, Counts, DatasetInfo, Source
 from ccreid_cli.data.install import install_bundle, install_dataset, lock_of
-from ccreid_cli.data.layout import load_dataset
-from ccreid_cli.data.placing import recover_replaced
-from ccreid_cli.data.upkeep import clean, link_dataset
+from ccreid_cli.data.maintenance import clean, link_dataset
+from ccreid_cli.data.reading import load_dataset
+from ccreid_cli.data.replace_folder import recover_replaced
 
 Write = Callable[..., Path]
 Row = Callable[..., DatasetInfo]
@@ -298,7 +299,8 @@ def test_two_fetches_at_once(tree: Path, data_dir: Path, www: Path, server: Serv
 KILLED = """
 import dataclasses, sys, time
 from pathlib import Path
-from ccreid_cli.data import install, unpacked
+from ccreid_cli.data import install
+from ccreid_cli.data import recognise as unpacked
 from ccreid_cli.data.catalog import CATALOG, Counts
 counts = (Counts(3, 2), Counts(2, 2), Counts(3, 3))
 extract = unpacked.extract_archive

@@ -12,7 +12,7 @@ from PIL import Image
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.data.catalog import CATALOG, DatasetInfo
 from ccreid_cli.data.contact_sheet import contact_sheet
-from ccreid_cli.data.layout import load_dataset
+from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.verify import VerifyReport, verify_dataset
 
 Write = Callable[..., Path]

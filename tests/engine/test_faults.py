@@ -21,7 +21,8 @@ import torch
 from ccreid_cli.core.errors import CheckpointError, DataError, UsageError
 from ccreid_cli.core.locks import LockedError, LockOwner
 from ccreid_cli.core.reporter import SilentReporter
-from ccreid_cli.engine import checkpoint, training
+from ccreid_cli.engine import checkpoint
+from ccreid_cli.engine import start as training
 from ccreid_cli.engine.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

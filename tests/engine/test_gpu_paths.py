@@ -18,19 +18,19 @@ import torch
 from pretended_gpu import Pretend, PretendedGpu, pretended
 from torch import nn
 
+from ccreid_cli.bench import measure
+from ccreid_cli.bench.base import BenchSettings
+from ccreid_cli.bench.run import run_bench
 from ccreid_cli.cli.app import main
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DeviceError, Interrupted
-from ccreid_cli.engine import measure
-from ccreid_cli.engine.bench import run_bench
-from ccreid_cli.engine.bench_base import BenchSettings
-from ccreid_cli.engine.device import resolve_precision
-from ccreid_cli.engine.distributed import Group
 from ccreid_cli.engine.extraction import extract_features
 from ccreid_cli.engine.labelling import label_features
-from ccreid_cli.engine.session import keep_on_device
-from ccreid_cli.engine.sharded_store import StepImages
-from ccreid_cli.engine.steps import TrainStep
+from ccreid_cli.engine.step import TrainStep
+from ccreid_cli.images.opening import keep_on_device
+from ccreid_cli.images.sharded_store import StepImages
+from ccreid_cli.machine.device import resolve_precision
+from ccreid_cli.machine.distributed import Group
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels

@@ -19,13 +19,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccreid_cli.contrast.memory import ClusterMemory
-from ccreid_cli.contrast.sampling import sample_epoch
-from ccreid_cli.data import decoding
-from ccreid_cli.data.image_store import open_store
+from ccreid_cli.bench.synthetic import made_cameras, made_features, write_images
 from ccreid_cli.engine import score_blocks
-from ccreid_cli.engine.evaluator import evaluate_features
-from ccreid_cli.engine.made_inputs import made_cameras, made_features, write_images
+from ccreid_cli.engine.retrieval_scores import evaluate_features
+from ccreid_cli.images import decoding
+from ccreid_cli.images.store import open_store
+from ccreid_cli.method.memory import ClusterMemory
+from ccreid_cli.method.sampling import sample_epoch
 from ccreid_cli.pseudo_labels import neighbors, sparse_rows
 from ccreid_cli.pseudo_labels.clustering import dbscan
 from ccreid_cli.pseudo_labels.jaccard import jaccard_graph
@@ -174,7 +174,7 @@ def test_evaluation_looks_at_each_pair_a_few_times(monkeypatch: pytest.MonkeyPat
             looked.append(scores.numel())
             yield start, scores
 
-    monkeypatch.setattr("ccreid_cli.engine.evaluator.similarity_blocks", counting)
+    monkeypatch.setattr("ccreid_cli.engine.retrieval_scores.similarity_blocks", counting)
     features, ids = made_features(800, DIM)
     numbers, cams = ids.numpy(), made_cameras(800)
     evaluate_features(features[:200], numbers[:200], cams[:200], features[200:], numbers[200:], cams[200:])

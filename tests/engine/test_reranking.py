@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
+import oracles
 import pytest
 
 from ccreid_cli.engine.reranking import rerank_blocks, rerank_distances
-
-_spec = importlib.util.spec_from_file_location("oracles", Path(__file__).parents[1] / "pseudo_labels" / "oracles.py")
-assert _spec and _spec.loader
-oracles = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracles)
 
 SMALL = Path(__file__).parents[1] / "golden"
 

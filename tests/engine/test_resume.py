@@ -16,9 +16,9 @@ import torch
 
 from ccreid_cli.core.config import MAY_CHANGE_ON_RESUME
 from ccreid_cli.core.errors import CheckpointError, DataError, Interrupted, UsageError
-from ccreid_cli.engine import training
+from ccreid_cli.engine import start as training
 from ccreid_cli.engine.run_folder import RunFolder, find_run
-from ccreid_cli.engine.session import TestSet
+from ccreid_cli.engine.test_set import TestSet
 from ccreid_cli.engine.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -284,7 +284,7 @@ def check_outcome(logs: Path, undisturbed: dict[str, Any]) -> None:
     tiny.assert_same(found, {key: undisturbed[key] for key in found})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.shared
 def test_killed_ten_times_on_real_images(market_mini: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     settings, alone = market_mini

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccreid_cli.contrast.memory import ClusterMemory
 from ccreid_cli.core.errors import UsageError
+from ccreid_cli.method.memory import ClusterMemory
 from ccreid_cli.models.batch_norm import ChunkedBatchNorm1d, ChunkedBatchNorm2d
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
 

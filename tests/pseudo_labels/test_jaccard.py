@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import importlib.util
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,11 +17,6 @@ from ccreid_cli.pseudo_labels.jaccard import average_weights, expansion_weights,
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.overlap import OverlapSearch, OverlapSums
 from ccreid_cli.pseudo_labels.sparse_rows import concatenate
-
-_spec = importlib.util.spec_from_file_location("oracles", Path(__file__).with_name("oracles.py"))
-assert _spec and _spec.loader
-oracles = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracles)
 
 SMALL = Path(__file__).parents[1] / "golden"
 

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,11 +9,6 @@ from hypothesis import strategies as st
 
 from ccreid_cli.pseudo_labels import neighbors
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable, k_nearest
-
-_spec = importlib.util.spec_from_file_location("oracles", Path(__file__).with_name("oracles.py"))
-assert _spec and _spec.loader
-oracles = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(oracles)
 
 FORMATS = [torch.bfloat16, torch.float16, torch.float32]
 

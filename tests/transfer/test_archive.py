@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.locks import FileLock
 from ccreid_cli.transfer import archive as archive_module
-from ccreid_cli.transfer import formats
+from ccreid_cli.transfer import archive_readers as formats
 from ccreid_cli.transfer.archive import INCOMING_PREFIX, extract_archive
 from ccreid_cli.transfer.archive import test_archive as check_archive
 

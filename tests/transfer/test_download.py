@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_server import MODIFIED, Behaviour, Request, drip, good, in_turn, redirect, serving, status
 
 from ccreid_cli.core.errors import DataError, NetworkError, UsageError
 from ccreid_cli.transfer import download as download_module
 from ccreid_cli.transfer.download import download
 
-from .bad_server import MODIFIED, Behaviour, Request, drip, good, in_turn, redirect, serving, status
 from .conftest import Listener
 
 HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"

@@ -12,13 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from bad_server import BadServer, Request, good, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccreid_cli.transfer.archive import test_archive as check_archive
 from ccreid_cli.transfer.download import download
-
-from .bad_server import BadServer, Request, good, serving
 
 CLIENT = """
 import sys

@@ -1,0 +1,175 @@
+"""What the stages of `ccreid bench` share: settings, device and network, and the form of a result."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ccreid_cli.bench.measure import Machine
+from ccreid_cli.core.config import TrainConfig
+from ccreid_cli.core.errors import UsageError
+from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.inference.feature_file import normalize_rows, read_features
+from ccreid_cli.machine.device import resolve_device
+from ccreid_cli.models.placing import place, probe_precision
+from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What to measure.
+
+    Attributes:
+        config: A recipe with flags put in: network, image size, thresholds, and the epoch that is projected.
+        num_images: Images (features for `labels`) of every stage; None takes what suits stage and device.
+        batch_size: Images of a step or an extraction batch; None takes what suits the device.
+        dim: Width of made features.
+        num_queries: Queries of `eval`.
+        num_gallery: Gallery images of `eval`.
+        features: Features (N, D) for `labels` instead of made ones.
+        features_name: What they are called.
+        growth: Whether `labels` is measured at an eighth, a quarter, a half and the whole of its size.
+        budget: Seconds after which a measurement is not repeated any more.
+    """
+
+    config: TrainConfig
+    num_images: int | None = None
+    batch_size: int | None = None
+    dim: int = 2048
+    num_queries: int = 3368
+    num_gallery: int = 15913
+    features: torch.Tensor | None = None
+    features_name: str = ""
+    growth: bool = False
+    budget: float = 8.0
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage showed.
+
+    Attributes:
+        stage: ``labels``, ``step``, ``extract``, ``eval``, ``store build`` or ``store read``.
+        size: What it worked on, in words.
+        count: How many images (`eval`: queries) it worked through.
+        seconds: Median of the runs.
+        peak_bytes: Memory it needed above what was there before; None where not known.
+        ceiling: What it is held against, in words.
+        ceiling_share: Time the ceiling alone would need / time it took.
+        plain_seconds: Time of the straightforward way for the same work; None where that is not measured.
+        plain: What the straightforward way is.
+        parts: Seconds of parts of the stage.
+        note: Anything else worth saying.
+        numbers: Sizes that a projection needs.
+        error: Why there is no result.
+    """
+
+    stage: str
+    size: str = ""
+    count: int = 0
+    seconds: float = 0.0
+    peak_bytes: int | None = None
+    ceiling: str = ""
+    ceiling_share: float | None = None
+    plain_seconds: float | None = None
+    plain: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Images (`eval`: queries) per second."""
+        return self.count / self.seconds if self.seconds else 0.0
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast as the straightforward way."""
+        return self.plain_seconds / self.seconds if self.plain_seconds and self.seconds else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything, with rate and ratio."""
+        return {**asdict(self), "rate": self.rate, "ratio": self.ratio}
+
+
+class Bench:
+    """What the stages share: settings, device, and the network with its precision, made on first use.
+
+    Args:
+        settings: What to measure.
+        reporter: Where messages go.
+
+    Attributes:
+        device: Where everything computes.
+        machine: The ceilings of that device.
+    """
+
+    def __init__(self, settings: BenchSettings, reporter: Reporter) -> None:
+        self.settings = settings
+        self.reporter = reporter
+        self.choice = resolve_device(settings.config.device)
+        self.device = self.choice.device
+        self.machine = Machine(self.device, min(1.0, settings.budget))
+        self._model: ReidNet | None = None
+        self._precision = ""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the sizes are a GPU's."""
+        return self.device.type == "cuda"
+
+    @property
+    def model(self) -> ReidNet:
+        """The network with random weights, on the device."""
+        if self._model is None:
+            config = self.settings.config
+            spec = ModelSpec(config.arch, config.pooling_type, config.features, config.dropout)
+            torch.manual_seed(config.seed)
+            self._model = place(build_model(spec, weights="none", samples_per_bn=config.samples_per_bn), self.device)
+        return self._model
+
+    @property
+    def precision(self) -> str:
+        """The number format of the network, found as training finds it."""
+        if not self._precision:
+            config = self.settings.config
+            self._precision = probe_precision(config.precision, self.model, self.device, config.height, config.width)
+        return self._precision
+
+    def forget_model(self) -> None:
+        """Free the network: a stage that ran out of memory may have left it with gradients."""
+        self._model = None
+
+    def images_or(self, on_cpu: int, on_gpu: int) -> int:
+        """Return the number of images asked for, else what suits the device."""
+        return self.settings.num_images or (on_gpu if self.on_gpu else on_cpu)
+
+
+def read_rows(path: Path) -> torch.Tensor:
+    """Read the features of an ``.npz`` file as unit rows, (N, D) float32.
+
+    Raises:
+        DataError: The file is missing, damaged or holds no features.
+    """
+    return torch.from_numpy(normalize_rows(read_features(path, need_ids=False).features))
+
+
+def check_sizes(settings: BenchSettings) -> None:
+    """Refuse sizes nothing can be measured at.
+
+    Raises:
+        UsageError: One is too small.
+    """
+    for option, value, least in (
+        ("-n", settings.num_images, 2),
+        ("--batch-size", settings.batch_size, 2),
+        ("--dim", settings.dim, 1),
+        ("--queries", settings.num_queries, 1),
+        ("--gallery", settings.num_gallery, 1),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{option} is {value}, but must be at least {least}.")

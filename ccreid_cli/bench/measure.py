@@ -1,0 +1,190 @@
+"""Seconds, peak memory, and what this machine can do at best."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ccreid_cli.machine.host_memory import return_freed_memory
+from ccreid_cli.machine.stopwatch import synchronize
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_COPIED_BYTES = 256 << 20
+_PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class PeakMemory:
+    """How much more memory than at the start a block needs at its worst, as a context manager.
+
+    On CUDA what PyTorch allocated; elsewhere the resident memory of the process. Memory that earlier work left with the
+    allocator is handed back first; where the allocator cannot, it counts as held already.
+
+    Args:
+        device: Where the block computes.
+
+    Attributes:
+        extra_bytes: The result; None where the system does not tell.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._device = device
+        self._before = 0
+        self.extra_bytes: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        else:
+            return_freed_memory()
+            self._before = _resident_bytes(reset_peak=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        peak = torch.cuda.max_memory_allocated(self._device) if self._on_gpu else _peak_resident_bytes()
+        self.extra_bytes = max(0, peak - self._before) if peak else None
+
+
+def _resident_bytes(*, reset_peak: bool) -> int:
+    """Return the resident memory of now; with `reset_peak` the high-water mark starts again here, where it can."""
+    if reset_peak:
+        try:
+            _RESET.write_text("5")
+        except OSError:
+            return _peak_resident_bytes()  # the mark cannot be lowered: count from it
+    return _status("VmRSS") or _peak_resident_bytes()
+
+
+def _peak_resident_bytes() -> int:
+    """Return the high-water mark of the resident memory; 0 where the system does not tell."""
+    found = _status("VmHWM")
+    if found is not None:
+        return found
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _status(name: str) -> int | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line for line in lines if line.startswith(f"{name}:")), None)
+    return None if found is None else int(found.split()[1]) * 1024
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What repeating an action showed.
+
+    Attributes:
+        seconds: Median over the runs after the first, which warms up; of the first where it alone used up the budget.
+        peak_bytes: Memory that the first run needed above what was held before it; None where not known.
+        runs: How often the action ran.
+        value: What it returned at last.
+        value_seconds: What every counted run took, with what it returned.
+    """
+
+    seconds: float
+    peak_bytes: int | None
+    runs: int
+    value: Any
+    value_seconds: list[tuple[float, Any]] = field(default_factory=list, repr=False)
+
+
+def measure(action: Callable[[], Any], device: torch.device, *, budget: float = 8.0, most: int = 5) -> Measurement:
+    """Run an action once to warm up, then until `most` runs or `budget` seconds are through.
+
+    Args:
+        action: What to time.
+        device: What it computes on, waited for after every run.
+        budget: Seconds after which no run begins.
+        most: Runs that count at most.
+    """
+    started = time.perf_counter()
+    with PeakMemory(device) as memory:
+        value = action()
+        synchronize(device)
+    warm_up = (time.perf_counter() - started, value)
+    counted: list[tuple[float, Any]] = []
+    while len(counted) < most and time.perf_counter() - started < budget:
+        begin = time.perf_counter()
+        value = action()
+        synchronize(device)
+        counted.append((time.perf_counter() - begin, value))
+    timed = counted or [warm_up]
+    seconds = statistics.median(seconds for seconds, _ in timed)
+    return Measurement(seconds, memory.extra_bytes, len(counted) + 1, value, timed)
+
+
+def best_seconds(action: Callable[[], Any], device: torch.device, *, budget: float = 1.0) -> float:
+    """Return the fastest of the runs that fit into `budget` seconds, at least three, after one that warms up."""
+    action()
+    synchronize(device)
+    started, taken = time.perf_counter(), list[float]()
+    while len(taken) < 3 or time.perf_counter() - started < budget:
+        begin = time.perf_counter()
+        action()
+        synchronize(device)
+        taken.append(time.perf_counter() - begin)
+    return min(taken)
+
+
+class Machine:
+    """What a device reaches with the simplest large operations: the ceilings that stages are held against.
+
+    Args:
+        device: Where to measure; nothing is measured before it is asked for.
+        budget: Seconds that each ceiling is measured for.
+    """
+
+    def __init__(self, device: torch.device, budget: float = 1.0) -> None:
+        self.device = device
+        self.budget = budget
+        self._products: dict[str, float] = {}
+        self._copy: float | None = None
+
+    def product_rate(self, precision: str) -> float:
+        """Return FLOP/s of a large matrix product in ``fp32``, ``bf16`` or ``fp16``; two for each multiply-add.
+
+        In float32 on the CPU the better of the two libraries that are used: torch's and NumPy's.
+        """
+        if precision not in self._products:
+            side = _PRODUCT_SIDE.get(self.device.type, 2048)
+            matrix = torch.randn(side, side, device=self.device).to(_DTYPES[precision])
+            seconds = best_seconds(lambda: matrix @ matrix, self.device, budget=self.budget)
+            if self.device.type == "cpu" and precision == "fp32":
+                array = matrix.numpy()
+                seconds = min(seconds, best_seconds(lambda: np.matmul(array, array), self.device, budget=self.budget))
+            self._products[precision] = 2 * side**3 / seconds
+        return self._products[precision]
+
+    def copy_rate(self) -> float:
+        """Return bytes/s of a large copy within the device's memory, read and written bytes both counted."""
+        if self._copy is None:
+            source = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device=self.device)
+            target = torch.empty_like(source)
+            self._copy = 2 * _COPIED_BYTES / best_seconds(lambda: target.copy_(source), self.device, budget=self.budget)
+        return self._copy
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what was measured so far."""
+        products = {name: round(rate / 1e9, 1) for name, rate in self._products.items()}
+        copy = None if self._copy is None else round(self._copy / 1e9, 2)
+        return {"matrix_product_gflops": products, "copy_gb_per_second": copy}

@@ -1,1 +1,0 @@
-"""The cluster memory and the batches it is trained with."""

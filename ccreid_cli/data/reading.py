@@ -1,0 +1,277 @@
+"""A folder on disk -> the train, query and gallery images of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.core.words import plural
+from ccreid_cli.data.catalog import CATALOG, DatasetInfo, Place, Policy
+from ccreid_cli.data.layouts import Scan
+from ccreid_cli.data.locate import Found, find_dataset, how_to_get, missing_error
+from ccreid_cli.data.own_images import is_path_like, load_own_images
+from ccreid_cli.data.splits import SPLITS, Record, ReidDataset, Split
+
+__all__ = [
+    "DatasetState",
+    "Problem",
+    "ProblemKind",
+    "ReidDataset",
+    "Split",
+    "build_dataset",
+    "dataset_state",
+    "load_dataset",
+    "problems_of",
+    "read_found",
+    "scan_place",
+]
+
+_SHOWN_NAMES = 3
+
+
+class ProblemKind(StrEnum):
+    """What can be wrong with a dataset on disk."""
+
+    EMPTY = "empty split"
+    ABSENT = "listed images"
+    CAMERAS = "cameras"
+    NAMES = "file names"
+    COUNTS = "counts"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a dataset on disk.
+
+    Attributes:
+        kind: What it is about.
+        text: What is wrong, with numbers and examples.
+    """
+
+    kind: ProblemKind
+    text: str
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether the dataset cannot be used as this dataset; otherwise it is worth a warning."""
+        return self.kind in (ProblemKind.EMPTY, ProblemKind.ABSENT, ProblemKind.CAMERAS)
+
+
+@dataclass(frozen=True)
+class DatasetState:
+    """What is on disk of a dataset of the catalogue.
+
+    Attributes:
+        name: Name in the catalogue.
+        state: ``absent``, ``present`` or ``incomplete``.
+        root: Its folder, or None when absent.
+        num_images: Images by split.
+        num_ids: Identities by split.
+        problems: Why it is incomplete.
+    """
+
+    name: str
+    state: str
+    root: Path | None
+    num_images: dict[str, int]
+    num_ids: dict[str, int]
+    problems: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return asdict(self) | {"root": str(self.root) if self.root else None, "problems": list(self.problems)}
+
+
+def load_dataset(name: str, data_dir: Path, reporter: Reporter) -> ReidDataset:
+    """Load a dataset of the catalogue, or a user's own images.
+
+    Args:
+        name: A name of the catalogue (which wins), or the path of a folder or manifest of own images.
+        data_dir: The data directory; read for names of the catalogue only.
+        reporter: Told of everything that is not as published or was guessed.
+
+    Returns:
+        The dataset. The toy dataset is made when it is not there yet.
+
+    Raises:
+        UsageError: The name is neither in the catalogue nor a path.
+        DataError: Nothing, or not all of it, is where it should be.
+    """
+    info = CATALOG.get(name)
+    if info is None:
+        return _load_own(name, reporter)
+    found = find_dataset(info, data_dir)
+    if found is None and info.policy is Policy.MADE:
+        found = _make(info, data_dir, reporter)
+    if found is None:
+        raise missing_error(info, data_dir)
+    if not found.is_official:
+        reporter.message(f"{info.name}: taken from {found.root}, which holds {', '.join(found.place.form.parts)}.")
+    return read_found(info, found, data_dir, reporter)
+
+
+def read_found(info: DatasetInfo, found: Found, data_dir: Path, reporter: Reporter) -> ReidDataset:
+    """Read a dataset that was found on disk.
+
+    Raises:
+        DataError: It cannot be used as this dataset: no images, absent images, or cameras it does not have.
+    """
+    scan = scan_place(found.place, found.root)
+    for problem in problems_of(info, found.place, found.root, scan):
+        if problem.is_fatal:
+            raise DataError(
+                f"{info.name}: {problem.text}",
+                f"Check it: ccreid data verify {info.name} --data-dir {data_dir}. {how_to_get(info, data_dir)}",
+            )
+        reporter.warning(f"{info.name}: {problem.text}")
+    return build_dataset(info, found.root, scan)
+
+
+def scan_place(place: Place, root: Path) -> Scan:
+    """Read a folder in the form of `place`.
+
+    Raises:
+        DataError: It cannot be read, or a list in it is malformed.
+    """
+    try:
+        return place.form.read(root)
+    except OSError as error:
+        raise DataError(f"{error.filename or root} cannot be read: {error.strerror or error}.") from error
+
+
+def build_dataset(info: DatasetInfo, root: Path, scan: Scan) -> ReidDataset:
+    """Make a dataset of what a scan found; camera numbers become ids from 0.
+
+    Args:
+        info: The dataset.
+        root: Its folder.
+        scan: What was read; its cameras must be among the dataset's.
+
+    Returns:
+        The dataset, each split sorted by name.
+    """
+    camera_ids = {number: index for index, number in enumerate(info.cameras or ())}
+
+    def split(records: Sequence[Record]) -> Split:
+        if info.cameras is None:
+            return Split.from_records(root, records)
+        return Split.from_records(root, (record._replace(camera=camera_ids[record.camera]) for record in records))
+
+    train, query, gallery = (split(scan.records[name]) for name in SPLITS)
+    return ReidDataset(info.name, root, train, query, gallery, has_cameras=info.cameras is not None)
+
+
+def problems_of(info: DatasetInfo, place: Place, root: Path, scan: Scan) -> list[Problem]:
+    """Compare what was read with what the catalogue says.
+
+    Returns:
+        Everything that is wrong, the worst kind first; empty for a complete dataset.
+    """
+    problems = []
+    for name, part in zip(SPLITS, place.form.parts, strict=False):
+        if not scan.records[name]:
+            where = root / part if (root / part).is_dir() else root
+            problems.append(Problem(ProblemKind.EMPTY, f"no {name} image was found in {where}{_kinds_in(where)}."))
+    if scan.absent:
+        text = f"{plural(len(scan.absent), 'listed image is', 'listed images are')} not in {root}"
+        problems.append(Problem(ProblemKind.ABSENT, f"{text}: {_few(scan.absent)}."))
+    strange = _strange_cameras(info, scan)
+    if strange:
+        known = ", ".join(str(number) for number in info.cameras or ())
+        text = f"{root} has {plural(len(strange), 'image')} from cameras that are not its own ({known})"
+        problems.append(Problem(ProblemKind.CAMERAS, f"{text}: {_few(strange)}."))
+    if scan.misnamed:
+        text = f"{root} has {plural(len(scan.misnamed), 'image')} left out, without identity and camera in the name"
+        problems.append(Problem(ProblemKind.NAMES, f"{text}: {_few(scan.misnamed)}."))
+    return problems + _count_problems(info, place, root, scan)
+
+
+def dataset_state(info: DatasetInfo, data_dir: Path) -> DatasetState:
+    """Say whether a dataset is on disk and complete, with its counts."""
+    found = find_dataset(info, data_dir)
+    if found is None:
+        return DatasetState(info.name, "absent", None, {}, {})
+    try:
+        scan = scan_place(found.place, found.root)
+    except DataError as error:
+        return DatasetState(info.name, "incomplete", found.root, {}, {}, (error.message,))
+    problems = tuple(problem.text for problem in problems_of(info, found.place, found.root, scan))
+    return DatasetState(
+        name=info.name,
+        state="incomplete" if problems else "present",
+        root=found.root,
+        num_images={split: scan.num_images(split) for split in SPLITS},
+        num_ids={split: scan.num_ids(split) for split in SPLITS},
+        problems=problems,
+    )
+
+
+def _load_own(name: str, reporter: Reporter) -> ReidDataset:
+    path = Path(name).expanduser()
+    if path.exists():
+        try:
+            return load_own_images(path, reporter)
+        except OSError as error:
+            raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
+    if is_path_like(name):
+        raise DataError(
+            f"{path} does not exist.",
+            "-d takes a dataset's name, or a folder or CSV/TSV manifest of your own images.",
+        )
+    part_of = next((f'did you mean "{known}"?' for known in CATALOG if name and name.lower() in known), "")
+    guess = did_you_mean(name, CATALOG) or part_of
+    raise UsageError(
+        f'there is no dataset "{name}"{": " + guess if guess else "."}',
+        f"Datasets: {', '.join(CATALOG)}. A path to a folder or CSV/TSV manifest of your own images works too.",
+    )
+
+
+def _make(info: DatasetInfo, data_dir: Path, reporter: Reporter) -> Found | None:
+    from ccreid_cli.data.toy import make_toy
+
+    make_toy(data_dir / info.name, reporter=reporter)
+    return find_dataset(info, data_dir)
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN_NAMES:,} more" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(names[:_SHOWN_NAMES]) + more
+
+
+def _kinds_in(folder: Path) -> str:
+    """Say what kinds of files are in a folder without images, as an explanation."""
+    endings: dict[str, int] = {}
+    for path in folder.iterdir():
+        kind = "folders" if path.is_dir() else path.suffix.lower() or "files without an ending"
+        endings[kind] = endings.get(kind, 0) + 1
+    if not endings:
+        return ", which is empty"
+    return f", which holds {', '.join(f'{count:,} {kind}' for kind, count in sorted(endings.items())[:_SHOWN_NAMES])}"
+
+
+def _strange_cameras(info: DatasetInfo, scan: Scan) -> list[str]:
+    if info.cameras is None:
+        return []
+    known = set(info.cameras)
+    return [record.name for split in SPLITS for record in scan.records[split] if record.camera not in known]
+
+
+def _count_problems(info: DatasetInfo, place: Place, root: Path, scan: Scan) -> list[Problem]:
+    """Put all counts that differ from the published ones into one problem."""
+    different = []
+    for split, counts in info.published(place).items():
+        for one, many, found, published in (
+            ("image", "images", scan.num_images(split), counts.num_images),
+            ("identity", "identities", scan.num_ids(split), counts.num_ids),
+        ):
+            if published is not None and found != published:
+                different.append(f"{plural(found, f'{split} {one}', f'{split} {many}')} (published: {published:,})")
+    if not different:
+        return []
+    return [Problem(ProblemKind.COUNTS, f"{root} is not the published dataset: {', '.join(different)}.")]

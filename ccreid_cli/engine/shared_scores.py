@@ -1,0 +1,86 @@
+"""Scoring the test set with the queries split over the processes of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ccreid_cli.data.splits import ReidDataset, Split
+from ccreid_cli.engine.retrieval_scores import NUM_RANKS, Evaluation, evaluate_features
+from ccreid_cli.machine.distributed import Group
+
+
+def evaluate_together(
+    query: torch.Tensor,
+    gallery: torch.Tensor,
+    dataset: ReidDataset,
+    group: Group,
+    *,
+    device: torch.device,
+    rerank: bool = False,
+) -> Evaluation:
+    """Score rankings as `evaluate_features` does; every process gets the same numbers.
+
+    Re-ranking compares all images with one another and is left to rank 0.
+
+    Args:
+        query: (Q, D) unit rows, the same in every process.
+        gallery: (G, D) unit rows, likewise.
+        dataset: Whose query and gallery they are.
+        group: The processes that share the work.
+        device: Where to compute.
+        rerank: Rank by k-reciprocal re-ranked distances.
+
+    Raises:
+        DataError: Non-finite features, or no query with a match.
+    """
+
+    def score(chosen: NDArray[np.int64] | None) -> Evaluation:
+        split = dataset.query if chosen is None else dataset.query.select(chosen)
+        rows = query if chosen is None else query[torch.from_numpy(chosen).to(query.device)]
+        ids = (dataset.gallery.person_ids, dataset.gallery.camera_ids)
+        return evaluate_features(rows, split.person_ids, split.camera_ids, gallery, *ids, device=device, rerank=rerank)
+
+    matched = np.flatnonzero(has_match(dataset.query, dataset.gallery))
+    if group.world == 1 or rerank or not len(matched):
+        return group.on_main(lambda: score(None))
+    start, stop = group.bounds(len(matched))
+    own = score(matched[start:stop]) if stop > start else None
+    return _join(own, matched, len(query), group)
+
+
+def has_match(query: Split, gallery: Split) -> NDArray[np.bool_]:
+    """Return (Q,) whether the gallery has an image of the query's identity from another camera."""
+    ids, counts = np.unique(gallery.person_ids, return_counts=True)
+    same_id = _look_up(ids, counts, query.person_ids)
+    num_cameras = 1 + max(query.camera_ids.max(initial=0), gallery.camera_ids.max(initial=0))
+    keys, key_counts = np.unique(gallery.person_ids * num_cameras + gallery.camera_ids, return_counts=True)
+    return same_id > _look_up(keys, key_counts, query.person_ids * num_cameras + query.camera_ids)
+
+
+def _look_up(keys: NDArray[np.int64], counts: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the count of each wanted key, 0 for those that are not among the ascending `keys`."""
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, counts[places], 0)
+
+
+def _join(own: Evaluation | None, matched: NDArray[np.int64], num_queries: int, group: Group) -> Evaluation:
+    """Put the scores of all processes' queries together."""
+    precision = group.gather_array(own.average_precision if own else np.empty(0))
+    first_rank = group.gather_array(own.first_match_rank if own else np.empty(0, dtype=np.int64))
+    penalties = group.gather_array(np.array([own.mean_inp * own.num_queries if own else 0.0]))
+    average_precision = np.full(num_queries, np.nan)
+    average_precision[matched] = precision
+    first_match_rank = np.zeros(num_queries, dtype=np.int64)
+    first_match_rank[matched] = first_rank
+    hits_at_rank = np.bincount(first_rank, minlength=NUM_RANKS + 1)[1 : NUM_RANKS + 1]
+    return Evaluation(
+        mean_ap=float(precision.mean()),
+        mean_inp=float(penalties.sum() / len(matched)),
+        cmc=hits_at_rank.cumsum() / len(matched),
+        num_queries=len(matched),
+        num_queries_skipped=num_queries - len(matched),
+        average_precision=average_precision,
+        first_match_rank=first_match_rank,
+    )

@@ -1,0 +1,345 @@
+"""Setting up a training run, new or resumed, and carrying it through."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ccreid_cli.core.config import MAY_CHANGE_ON_RESUME, ResolvedConfig, TrainConfig, validate
+from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.core.reporter import Reporter, SilentReporter
+from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.core.words import plural
+from ccreid_cli.data.reading import load_dataset
+from ccreid_cli.data.splits import ReidDataset
+from ccreid_cli.engine.checkpoint import config_of
+from ccreid_cli.engine.labelling import cluster_settings
+from ccreid_cli.engine.metric_writers import require_writers
+from ccreid_cli.engine.recovery import recover
+from ccreid_cli.engine.run_folder import RunFolder, default_name, describe_environment
+from ccreid_cli.engine.step import share_chunks
+from ccreid_cli.engine.test_set import TestSet
+from ccreid_cli.engine.trainer import Trainer
+from ccreid_cli.images.opening import image_settings, is_sharded, keep_on_device, open_paths
+from ccreid_cli.machine.device import (
+    DeviceChoice,
+    choose_fastest_convolutions,
+    derived_seed,
+    device_for_resume,
+    make_deterministic,
+    resolve_device,
+)
+from ccreid_cli.machine.distributed import Group, launched_world, process_group
+from ccreid_cli.machine.signals import stop_on_signals
+from ccreid_cli.models.backbones import BACKBONES
+from ccreid_cli.models.placing import place, probe_precision
+from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
+from ccreid_cli.pseudo_labels.clustering import require_infomap
+
+DatasetHook = Callable[[ReidDataset], None]
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What a run needs before it knows whether it is new."""
+
+    choice: DeviceChoice
+    group: Group
+    reporter: Reporter
+
+
+@contextmanager
+def _session(device: str, timeout: float, deterministic: bool, reporter: Reporter) -> Iterator[_Session]:
+    if deterministic:
+        make_deterministic()  # before the first operation on a GPU
+    else:
+        choose_fastest_convolutions()
+    choice = resolve_device(device)
+    with process_group(choice.device, timeout) as group:
+        reporter = reporter if group.is_main else SilentReporter()
+        reporter.message(f"device: {choice.device} ({choice.reason})" + _processes(group))
+        yield _Session(choice, group, reporter)
+
+
+def _processes(group: Group) -> str:
+    return f", {group.world} processes" if group.world > 1 else ""
+
+
+def train(
+    resolved: ResolvedConfig,
+    *,
+    reporter: Reporter | None = None,
+    on_dataset: DatasetHook | None = None,
+    timeout: float = 600.0,
+) -> dict[str, Any]:
+    """Train a new run.
+
+    Args:
+        resolved: The settings.
+        reporter: Where progress goes.
+        on_dataset: Called with the dataset once it is read, in rank 0.
+        timeout: Seconds that one process waits for the others.
+
+    Returns:
+        What `Trainer.fit` returns.
+
+    Raises:
+        UsageError: The run exists already; a setting does not fit the data or the number of processes.
+        DataError: The dataset is missing or broken; no clusters were found.
+        DeviceError: The device cannot be used or has too little memory.
+        Interrupted: A signal came; the run is saved.
+    """
+    config = _with_places(resolved.config)
+    _refuse_impossible(config)
+    with _session(config.device, timeout, config.deterministic, reporter or SilentReporter()) as session:
+        config = config.model_copy(update={"device": str(session.choice.device)})
+        name = session.group.broadcast(config.name or default_name(config))
+        run = RunFolder(config.logs_dir / name)
+        session.group.on_main(lambda: _refuse_used_name(run))
+        dataset = _read_dataset(config, session, on_dataset)
+        model = _build(config, session)
+        config = _settle(config.model_copy(update={"name": name}), model, session)
+        environment = _environment(config, dataset, session, resolved)
+        with _owned(run, session):
+            session.group.on_main(lambda: run.create(config, environment))
+            return _carry_through(config, dataset, model, run, session, content=None)
+
+
+def resume(
+    run: RunFolder,
+    flags: Mapping[str, Any],
+    *,
+    reporter: Reporter | None = None,
+    on_dataset: DatasetHook | None = None,
+    timeout: float = 600.0,
+) -> dict[str, Any]:
+    """Go on with a run from its newest whole checkpoint.
+
+    Args:
+        run: The run.
+        flags: What the command line sets; only settings of `MAY_CHANGE_ON_RESUME` may differ from the run's own.
+        reporter: Where progress goes.
+        on_dataset: Called with the dataset once it is read, in rank 0.
+        timeout: Seconds that one process waits for the others.
+
+    Returns:
+        What `Trainer.fit` returns.
+
+    Raises:
+        UsageError: A flag would alter the mathematics.
+        DataError: The folder is no run, another process is training it, or the images changed.
+        CheckpointError: No checkpoint is whole.
+    """
+    stored = run.read_config()
+    device = str(flags.get("device") or device_for_resume(stored.device))
+    deterministic = bool(flags.get("deterministic", stored.deterministic))
+    with (
+        _session(device, timeout, deterministic, reporter or SilentReporter()) as session,
+        _owned(run, session),
+    ):
+        content = session.group.on_main(lambda: recover(run, session.reporter))
+        if content is not None:
+            stored = validate(config_of(content), str(run.path))
+        config = _with_places(merge_for_resume(stored, flags))
+        # The folder may have been moved since it was written: where it is now counts.
+        here = {"device": str(session.choice.device), "logs_dir": run.path.parent.absolute(), "name": run.path.name}
+        config = config.model_copy(update=here)
+        _refuse_impossible(config)
+        if content is not None:
+            _check_epochs(content["training"]["epoch"], config, session)
+        dataset = _read_dataset(config, session, on_dataset)
+        if content is not None:
+            _check_same_images(content, dataset)
+        model = _build(config, session) if content is None else ReidNet(_spec(config), config.samples_per_bn)
+        place(model, session.choice.device)
+        if content is None:
+            config = _settle(config, model, session)
+        session.group.on_main(lambda: run.write_config(config))
+        return _carry_through(config, dataset, model, run, session, content)
+
+
+def merge_for_resume(stored: TrainConfig, flags: Mapping[str, Any]) -> TrainConfig:
+    """Return the run's settings with what may change taken from `flags`.
+
+    Raises:
+        UsageError: A flag differs from the run's own setting and would alter what is computed.
+    """
+    wanted = validate({**stored.model_dump(), **flags}, "settings")
+    for name in flags:
+        old, new = getattr(stored, name), getattr(wanted, name)
+        if old != new and name not in MAY_CHANGE_ON_RESUME:
+            raise UsageError(
+                f"--{name.replace('_', '-')} cannot change when a run is resumed: it was {old}, now {new}.",
+                f"Start a new run for that. May change: {', '.join(sorted(MAY_CHANGE_ON_RESUME))}.",
+            )
+    return wanted
+
+
+def _with_places(config: TrainConfig) -> TrainConfig:
+    """Make paths absolute, so that the run can be resumed from anywhere."""
+    update: dict[str, Any] = {"data_dir": config.data_dir.absolute(), "logs_dir": config.logs_dir.absolute()}
+    for name in ("dataset", "weights"):
+        value = getattr(config, name)
+        if ("/" in value or "." in value) and Path(value).exists():
+            update[name] = str(Path(value).absolute())
+    return config.model_copy(update=update)
+
+
+def _refuse_impossible(config: TrainConfig) -> None:
+    """Refuse early, before anything is downloaded or decoded, what would be refused later."""
+    if config.arch not in BACKBONES:
+        hint = did_you_mean(config.arch, BACKBONES) or f"Known architectures: {', '.join(BACKBONES)}."
+        raise UsageError(f'there is no architecture "{config.arch}".', hint)
+    if config.name is not None and (config.name in {"", ".", ".."} or any(part in config.name for part in "/\\\0")):
+        raise UsageError(f'--name "{config.name}" is no name of a folder.', "Use --logs-dir for where it lies.")
+    if config.cluster == "infomap":
+        require_infomap()
+    share_chunks(config.batch_size, config.samples_per_bn, launched_world())
+    cluster_settings(config)
+    require_writers(config.tensorboard, config.wandb)
+
+
+def _refuse_used_name(run: RunFolder) -> None:
+    """Refuse early, before minutes of decoding, what `RunFolder.create` would refuse."""
+    if (run.path / "recipe.toml").exists():
+        raise UsageError(
+            f"{run.path} already holds a run; it is not overwritten.",
+            f"Go on with it: `ccreid resume {shlex.quote(str(run.path))}`; or choose another --name.",
+        )
+
+
+def _read_dataset(config: TrainConfig, session: _Session, on_dataset: DatasetHook | None) -> ReidDataset:
+    def read() -> ReidDataset:
+        return load_dataset(config.dataset, config.data_dir, session.reporter)
+
+    dataset = session.group.on_main(read)
+    if not len(dataset.train):
+        raise DataError(f"{dataset.name} has no training images.", "`ccreid data verify` shows what it holds.")
+    if on_dataset and session.group.is_main:
+        on_dataset(dataset)
+    return dataset
+
+
+def _spec(config: TrainConfig) -> ModelSpec:
+    return ModelSpec(config.arch, config.pooling_type, config.features, config.dropout)
+
+
+def _build(config: TrainConfig, session: _Session) -> ReidNet:
+    """Build the network with its starting weights, the same in every process; rank 0 downloads them."""
+
+    def build() -> ReidNet:
+        torch.manual_seed(derived_seed("weights", config.seed))
+        return build_model(
+            _spec(config),
+            weights=config.weights,
+            samples_per_bn=config.samples_per_bn,
+            reporter=session.reporter,
+        )
+
+    return place(session.group.on_main(build), session.choice.device)
+
+
+def _settle(config: TrainConfig, model: ReidNet, session: _Session) -> TrainConfig:
+    """Resolve what is still ``auto``, once, the same in every process."""
+    precision = probe_precision(config.precision, model, session.choice.device, config.height, config.width)
+    precision = session.group.broadcast(precision)
+    if config.precision == "auto":
+        session.reporter.message(f"precision: {precision} (the faster one here)")
+    return config.model_copy(update={"precision": precision})
+
+
+def _environment(
+    config: TrainConfig, dataset: ReidDataset, session: _Session, resolved: ResolvedConfig
+) -> dict[str, Any]:
+    recipe = resolved.recipe
+    return {
+        **describe_environment(),
+        "device": str(session.choice.device),
+        "device_reason": session.choice.reason,
+        "processor": platform.processor() or platform.machine(),
+        "precision": config.precision,
+        "threads": torch.get_num_threads(),
+        "processes": session.group.world,
+        "dataset": {"name": dataset.name, "root": str(dataset.root), "fingerprint": dataset.fingerprint()},
+        "recipe": {"name": recipe.name, **recipe.about.model_dump()} if recipe else None,
+        "sources": resolved.sources,
+    }
+
+
+@contextmanager
+def _owned(run: RunFolder, session: _Session) -> Iterator[None]:
+    """Hold the run's lock, in rank 0."""
+    if not session.group.is_main:
+        yield
+        return
+    lock = run.lock()
+    lock.acquire(wait=False)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_epochs(done: int, config: TrainConfig, session: _Session) -> None:
+    if done > config.epochs:
+        raise UsageError(
+            f"--epochs {config.epochs} is less than the {plural(done, 'epoch')} that the run has.",
+            "Give more to go on, or none to see its result.",
+        )
+    if done == config.epochs:
+        session.reporter.message(
+            f"{plural(done, 'epoch is', 'epochs are')} done, which is all; a larger --epochs goes on."
+        )
+
+
+def _check_same_images(content: Mapping[str, Any], dataset: ReidDataset) -> None:
+    if content["dataset"]["fingerprint"] != dataset.fingerprint():
+        raise DataError(
+            f"the images of {dataset.name} in {dataset.root} are not those the run was started with.",
+            "Point --data-dir at the same images, or start a new run with --init-from.",
+        )
+
+
+def _carry_through(
+    config: TrainConfig,
+    dataset: ReidDataset,
+    model: ReidNet,
+    run: RunFolder,
+    session: _Session,
+    content: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Open the images, then train to the end; from here on a signal means: save, then stop."""
+    sharded = session.group.broadcast(is_sharded(config.shard_images))
+    images = image_settings(config.height, config.width, config.workers, config.data_dir, sharded=sharded)
+    store = open_paths(dataset.train.paths, images, session.group, session.reporter)
+    keep_on_device(store, session.choice.device)
+    test_set = TestSet(dataset, images, session.group, session.reporter) if dataset.has_evaluation else None
+    if test_set is None:
+        session.reporter.message(f"{dataset.name} has no query and gallery: training without evaluation.")
+    else:
+        test_set.open()
+    with stop_on_signals() as stop:
+        trainer = Trainer(
+            config,
+            dataset,
+            model,
+            store,
+            test_set,
+            run=run,
+            group=session.group,
+            stop=stop,
+            reporter=session.reporter,
+        )
+        if content is not None:
+            trainer.restore(content)
+        if session.group.is_main:
+            run.remove_result()
+            run.log(f"training on {session.choice.device}{_processes(session.group)}")
+        return trainer.fit()

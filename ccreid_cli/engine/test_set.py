@@ -1,0 +1,79 @@
+"""The test set of a run: query and gallery, decoded once and scored on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.data.splits import ReidDataset
+from ccreid_cli.engine.extraction import extract_features
+from ccreid_cli.engine.retrieval_scores import Evaluation
+from ccreid_cli.engine.shared_scores import evaluate_together
+from ccreid_cli.images.opening import ImageSettings, open_paths
+from ccreid_cli.images.source import ImageSet
+from ccreid_cli.machine.distributed import Group
+from ccreid_cli.models.reid_net import ReidNet
+
+
+@dataclass
+class TestSet:
+    """Query and gallery of a dataset, decoded on first use."""
+
+    dataset: ReidDataset
+    images: ImageSettings
+    group: Group
+    reporter: Reporter
+    _store: ImageSet | None = None
+
+    def open(self) -> None:
+        """Decode the images now, so that a broken one is found before hours of training."""
+        _ = self.store
+
+    @property
+    def store(self) -> ImageSet:
+        """The query images, then the gallery images."""
+        if self._store is None:
+            paths = [*self.dataset.query.paths, *self.dataset.gallery.paths]
+            self._store = open_paths(paths, self.images, self.group, self.reporter)
+        return self._store
+
+    def features(
+        self,
+        model: ReidNet,
+        device: torch.device,
+        precision: str,
+        *,
+        batch_size: int | None = None,
+        check_stop: Callable[[], None] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the unit features (Q, D) of the query and (G, D) of the gallery."""
+        rows = extract_features(
+            model,
+            self.store,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            group=self.group,
+            description="extract test set",
+            reporter=self.reporter,
+            check_stop=check_stop,
+        )
+        num_query = len(self.dataset.query)
+        return rows[:num_query], rows[num_query:]
+
+    def score(
+        self,
+        model: ReidNet,
+        device: torch.device,
+        precision: str,
+        *,
+        rerank: bool = False,
+        batch_size: int | None = None,
+        check_stop: Callable[[], None] | None = None,
+    ) -> Evaluation:
+        """Extract the test set's features and compute mAP, CMC and mINP, the same in every process."""
+        query, gallery = self.features(model, device, precision, batch_size=batch_size, check_stop=check_stop)
+        return evaluate_together(query, gallery, self.dataset, self.group, device=device, rerank=rerank)

@@ -1,0 +1,1 @@
+"""Pixels: decode once, store, share, augment. No identities, no datasets."""

@@ -1,0 +1,73 @@
+"""`ccreid eval`: a network, from a checkpoint or untrained, scored on a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.data.catalog import CATALOG
+from ccreid_cli.data.reading import load_dataset
+from ccreid_cli.data.splits import ReidDataset
+from ccreid_cli.engine.test_set import TestSet
+from ccreid_cli.images.opening import image_settings
+from ccreid_cli.inference.loading import LoadedModel
+from ccreid_cli.machine.distributed import Group
+
+
+def input_size(loaded: LoadedModel, dataset: str, height: int | None, width: int | None) -> tuple[int, int]:
+    """Return height and width: as asked, else as trained, else as usual for the dataset."""
+    info = CATALOG.get(dataset)
+    usual = (info.height, info.width) if info else (256, 128)
+    size = loaded.image_size or usual
+    return height or size[0], width or size[1]
+
+
+def score_model(
+    loaded: LoadedModel,
+    dataset_name: str,
+    *,
+    data_dir: Path,
+    height: int | None,
+    width: int | None,
+    workers: int,
+    batch_size: int | None,
+    precision: str,
+    rerank: bool,
+    reporter: Reporter,
+    on_dataset: Callable[[ReidDataset], None] | None = None,
+) -> dict[str, Any]:
+    """Score a network on a dataset's query and gallery.
+
+    Args:
+        loaded: The network.
+        dataset_name: A dataset's name, or a path.
+        data_dir: Folder of the datasets.
+        height: Input height; None for the one it was trained at, else the dataset's usual one.
+        width: Input width, likewise.
+        workers: Threads that decode.
+        batch_size: Images at once; None for what suits the device.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        rerank: Score k-reciprocal re-ranked distances.
+        reporter: Where progress goes.
+        on_dataset: Called with the dataset once it is read.
+
+    Returns:
+        The evaluation's JSON form.
+
+    Raises:
+        DataError: The dataset is missing, broken, or cannot be scored.
+    """
+    dataset = load_dataset(dataset_name, data_dir, reporter)
+    if on_dataset:
+        on_dataset(dataset)
+    if not dataset.has_evaluation:
+        raise DataError(f"{dataset.name} has no query and gallery images with identities to score with.")
+    height, width = input_size(loaded, dataset_name, height, width)
+    group = Group(device=loaded.device)
+    settled = loaded.precision(precision)
+    reporter.message(f"input: {height} x {width}, {settled}")
+    test_set = TestSet(dataset, image_settings(height, width, workers, data_dir), group, reporter)
+    return test_set.score(loaded.model, loaded.device, settled, rerank=rerank, batch_size=batch_size).as_json()

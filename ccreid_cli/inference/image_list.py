@@ -1,0 +1,118 @@
+"""Which images a command is about: a folder of any images, or the splits of a dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.data.catalog import CATALOG
+from ccreid_cli.data.own_images import IMAGE_ENDINGS
+from ccreid_cli.data.reading import load_dataset
+from ccreid_cli.data.splits import SPLITS
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """N images, with what is known of them.
+
+    Attributes:
+        root: Folder that `names` are relative to.
+        names: N POSIX paths.
+        ids: (N,) int64 identities, -1 unknown; None for a plain folder.
+        cams: (N,) int64 cameras from 0; None for a plain folder.
+        splits: (N,) str, each image's split; None unless several splits are listed together.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    ids: NDArray[np.int64] | None = None
+    cams: NDArray[np.int64] | None = None
+    splits: NDArray[np.str_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The N image files."""
+        return [self.root / name for name in self.names]
+
+    def select(self, kept: NDArray[np.int64]) -> ImageList:
+        """Return the images at the positions `kept`."""
+
+        def pick(values: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if values is None else values[kept]
+
+        names = tuple(self.names[position] for position in kept)
+        return ImageList(self.root, names, pick(self.ids), pick(self.cams), pick(self.splits))
+
+
+def list_source(source: str, split: str | None, data_dir: Path, reporter: Reporter) -> ImageList:
+    """List what a command line names.
+
+    Args:
+        source: A dataset of the catalogue (which wins), a folder, or a manifest of own images.
+        split: ``train``, ``query`` or ``gallery``; None for all images of a folder, or all splits of a dataset.
+        data_dir: The data directory.
+        reporter: Told what was taken for what.
+
+    Raises:
+        UsageError: There is no such split or dataset.
+        DataError: There is nothing there.
+    """
+    if split is not None and split not in SPLITS:
+        raise UsageError(f'--split "{split}" is not known.', f"Use one of {', '.join(SPLITS)}, or leave it out.")
+    folder = Path(source).expanduser()
+    if source not in CATALOG and split is None and folder.is_dir():
+        return list_folder(folder)
+    dataset = load_dataset(source, data_dir, reporter)
+    chosen = [split] if split else [name for name in SPLITS if len(dataset.splits[name])]
+    parts = [dataset.splits[name] for name in chosen]
+    names = tuple(name for part in parts for name in part.names)
+    if not names:
+        raise DataError(f"{dataset.name} has no {split or ''} images.".replace("  ", " "))
+    return ImageList(
+        dataset.root,
+        names,
+        np.concatenate([part.person_ids for part in parts]),
+        np.concatenate([part.camera_ids for part in parts]),
+        np.repeat(chosen, [len(part) for part in parts]) if split is None else None,
+    )
+
+
+def list_folder(folder: Path) -> ImageList:
+    """List the images in a folder and all folders below it, by name; hidden ones and ``__MACOSX`` are passed over.
+
+    Raises:
+        DataError: There is none, or the folder cannot be read.
+    """
+    names: list[str] = []
+
+    def stop(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+    seen: set[str] = set()
+    for current, folders, files in os.walk(folder, onerror=stop, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        # Linked folders are followed, but not in circles.
+        if (place := os.path.realpath(current)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        here = Path(current).relative_to(folder)
+        names += [(here / name).as_posix() for name in _images(files)]
+    if not names:
+        raise DataError(f"no image was found in {folder}.", f"Images end in {', '.join(IMAGE_ENDINGS)}.")
+    return ImageList(folder, tuple(sorted(names)))
+
+
+def _images(files: Sequence[str]) -> list[str]:
+    return [name for name in files if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")]

@@ -1,0 +1,189 @@
+"""Loading a network to use, from a run, a checkpoint or starting weights, and how its images are prepared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.data.catalog import CATALOG
+from ccreid_cli.engine.run_folder import RunFolder, find_run
+from ccreid_cli.images.augment import IMAGENET_MEAN, IMAGENET_STD
+from ccreid_cli.machine.device import derived_seed, resolve_device, resolve_precision
+from ccreid_cli.models.placing import place
+from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
+from ccreid_cli.models.weight_files import WeightFile, load_reid_weights, read_weights, resolve_spec
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Which network to load; None where the command line says nothing.
+
+    Attributes:
+        resume: A run's name or folder, or a checkpoint file; None for an untrained network.
+        checkpoint: Which of a run's checkpoints: ``last`` or ``best``.
+        arch: Backbone.
+        pooling_type: Pooling.
+        features: Embedding size.
+        dropout: Dropout, without effect on features.
+        weights: Starting weights of an untrained network.
+        seed: Seed of random starting weights.
+    """
+
+    resume: str | None = None
+    checkpoint: str = "last"
+    arch: str | None = None
+    pooling_type: str | None = None
+    features: int | None = None
+    dropout: float | None = None
+    weights: str | None = None
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network ready to use.
+
+    Attributes:
+        model: In evaluation mode, on `device`.
+        source: Where its weights came from, in words.
+        path: The checkpoint file, if any.
+        meta: What the checkpoint says beside the weights.
+        device: Where it is.
+    """
+
+    model: ReidNet
+    source: str
+    path: Path | None
+    meta: dict[str, Any]
+    device: torch.device
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width the checkpoint was trained at, when it says so."""
+        preprocess = self.meta.get("preprocess")
+        if isinstance(preprocess, str):
+            preprocess = json.loads(preprocess)  # the header of a safetensors file holds text only
+        if not isinstance(preprocess, dict):
+            return None
+        return int(preprocess["height"]), int(preprocess["width"])
+
+    def trained_on(self) -> tuple[str, Path] | None:
+        """Return the dataset's name (or path) and the data directory, when the checkpoint says so."""
+        values = self._settings()
+        return (str(values["dataset"]), Path(values["data_dir"])) if "dataset" in values else None
+
+    def precision(self, request: str) -> str:
+        """Return the number format to score in: as asked; for ``auto`` the run's own, else the exact one, fp32."""
+        if request == "auto":
+            request = str(self._settings().get("precision", "fp32"))
+        return resolve_precision("fp32" if request == "auto" else request, self.device)
+
+    def _settings(self) -> dict[str, Any]:
+        config = self.meta.get("config")
+        values = json.loads(config) if isinstance(config, str) else {}
+        return values if isinstance(values, dict) else {}
+
+
+def checkpoint_file(resume: str, which: str, logs_dir: Path) -> Path:
+    """Return the checkpoint that ``--resume`` means.
+
+    Raises:
+        DataError: There is no such run, or it has no checkpoint yet.
+    """
+    path = Path(resume).expanduser()
+    if path.is_file():
+        return path
+    run: RunFolder = find_run(resume, logs_dir)
+    file = run.checkpoints / f"{which}.pt"
+    if not file.is_file():
+        newest = run.store().numbered()
+        if which == "best" or not newest:
+            raise DataError(f"{run.path} has no {which} checkpoint yet.", "`ccreid runs show` tells how far it is.")
+        return newest[-1]
+    return file
+
+
+def load_network(
+    request: ModelRequest, logs_dir: Path, device: str, reporter: Reporter, *, say_device: bool = True
+) -> LoadedModel:
+    """Build the network that is asked for.
+
+    Args:
+        request: Which network.
+        logs_dir: Folder of the runs.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        reporter: Where messages go.
+        say_device: Whether the device is one of them.
+
+    Raises:
+        UsageError: A flag contradicts the checkpoint.
+        CheckpointError: The checkpoint is damaged, unsafe or does not fit.
+        DataError: There is no such run.
+    """
+    choice = resolve_device(device)
+    if say_device:
+        reporter.message(f"device: {choice.device} ({choice.reason})")
+    if request.resume is None:
+        spec = ModelSpec(
+            request.arch or "resnet50", request.pooling_type or "gem", request.features or 0, request.dropout or 0.0
+        )
+        torch.manual_seed(derived_seed("weights", request.seed))
+        weights = request.weights or "imagenet"
+        model = build_model(spec, weights=weights, reporter=reporter)
+        return LoadedModel(place(model, choice.device).eval(), f"{weights} weights", None, {}, choice.device)
+    path = checkpoint_file(request.resume, request.checkpoint, logs_dir)
+    file: WeightFile = read_weights(path)
+    for note in file.notes:
+        reporter.message(note)
+    spec = resolve_spec(
+        file,
+        arch=request.arch,
+        pooling_type=request.pooling_type,
+        num_features=request.features,
+        dropout=request.dropout,
+    )
+    model = ReidNet(spec, initialize_backbone=False)
+    load_reid_weights(model, file.state_dict, source=str(path))
+    return LoadedModel(place(model, choice.device).eval(), str(path), path, file.meta, choice.device)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared: RGB, bicubic to height × width, / 255, minus mean, over std.
+
+    Attributes:
+        height: Rows of the network's input.
+        width: Columns of the network's input.
+        mean: Of red, green and blue, in [0, 1].
+        std: Likewise.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return {**values, "colour": "RGB", "resize": "bicubic", "scale": 1 / 255}
+
+
+def preprocessing_of(loaded: LoadedModel, height: int | None = None, width: int | None = None) -> Preprocessing:
+    """Return how images are prepared: as asked, else as the checkpoint says, else as usual for its dataset."""
+    recorded = loaded.meta.get("preprocess")
+    if isinstance(recorded, str):
+        # The header of a safetensors file holds text only.
+        recorded = json.loads(recorded)
+    trained_on = loaded.trained_on()
+    info = CATALOG.get(trained_on[0]) if trained_on else None
+    usual = {"height": info.height, "width": info.width} if info else {"height": 256, "width": 128}
+    size = {**usual, **recorded} if isinstance(recorded, Mapping) else usual
+    return Preprocessing(height or int(size["height"]), width or int(size["width"]))

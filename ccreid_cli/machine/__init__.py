@@ -1,0 +1,1 @@
+"""Processors, processes, memory, signals, clocks. No images, no labels, no runs."""

@@ -1,0 +1,152 @@
+"""``--gpus N``: one process per GPU on this machine, started and watched. More machines are torchrun's business."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from ccreid_cli.core.errors import SAID_ELSEWHERE, DeviceError, Interrupted, UsageError
+from ccreid_cli.core.words import plural
+from ccreid_cli.machine.distributed import is_launched, threads_per_process
+from ccreid_cli.machine.signals import HANDLED, as_exit_signal
+
+GRACE_SECONDS = 30.0
+"""How long the other processes get to end by themselves after one failed."""
+
+
+def num_processes(
+    gpus: int | None, device: str, batch_size: int, samples_per_bn: int, say: Callable[[str], None]
+) -> int:
+    """Return how many processes to start here: 1 under a launcher, on a CPU, or on one GPU.
+
+    Args:
+        gpus: What the user asks for; None for every visible GPU that the batch can use.
+        device: The requested device; one that names a single GPU means one process.
+        batch_size: Images per step, over all GPUs.
+        samples_per_bn: Images that share batch-norm statistics; a chunk of them stays on one GPU.
+        say: Told when GPUs are left unused.
+
+    Raises:
+        UsageError: `gpus` contradicts `device`.
+        DeviceError: There are fewer GPUs than asked for.
+    """
+    if is_launched():
+        return 1
+    if device in {"cpu", "mps"} or ":" in device:
+        if gpus is not None and gpus > 1:
+            raise UsageError(f"--gpus {gpus} does not go with --device {device}.", "Leave one of them out.")
+        return 1
+    import torch
+
+    visible = torch.cuda.device_count()
+    if gpus is not None:
+        if gpus > max(visible, 1) or (gpus > 0 and visible == 0):
+            raise DeviceError(
+                f"--gpus {gpus}: {plural(visible, 'GPU is', 'GPUs are')} visible.", "See `ccreid doctor`."
+            )
+        return gpus
+    usable = max(1, min(visible, -(-batch_size // samples_per_bn)))
+    if usable < visible:
+        say(
+            f"using {usable} of {visible} GPUs: a batch of {batch_size} has {plural(usable, 'chunk')} of "
+            f"{samples_per_bn} images that share batch-norm statistics (-b and --samples-per-bn change that)."
+        )
+    return usable
+
+
+def launch(count: int) -> None:
+    """Run this same command line in `count` processes and wait for them.
+
+    Raises:
+        Interrupted: They were asked to stop and have saved.
+        SystemExit: One of them failed; its exit code is handed on, its own message has been shown.
+        DeviceError: One of them was killed, and none could say so.
+    """
+    processes = [_start(rank, count, port) for port in [_free_port()] for rank in range(count)]
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in HANDLED}
+    try:
+        code = _wait(processes)
+        codes = [process.poll() for process in processes]
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+    if code in {128 + signal.SIGINT, 128 + signal.SIGTERM}:
+        stopped = Interrupted("the processes have stopped.", signal_number=as_exit_signal(code - 128))
+        stopped.add_note(SAID_ELSEWHERE)
+        raise stopped
+    _refuse_silence(codes)
+    if code:
+        sys.exit(code)
+
+
+def _refuse_silence(codes: list[int | None]) -> None:
+    """Say which process was killed if none did: who waits for it in NCCL does not notice.
+
+    Args:
+        codes: The exit code of each process; None if it still ran when time was up.
+
+    Raises:
+        DeviceError: One was killed, and none ended by itself with an error.
+    """
+    killed = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
+    if killed and not any(code is not None and code > 0 for code in codes):
+        rank = killed[0]
+        raise DeviceError(
+            f"process {rank} of {len(codes)} was killed by signal {-(codes[rank] or 0)}.",
+            "A system that is short of memory kills processes (see `dmesg`). `ccreid resume` goes on.",
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
+    environment = {
+        "OMP_NUM_THREADS": str(threads_per_process(count)),
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [sys.executable, "-m", "ccreid_cli", *sys.argv[1:]]
+    # A session of its own: Ctrl-C reaches the ranks once, through `forward`, not twice.
+    return subprocess.Popen(command, env=environment, start_new_session=True)
+
+
+def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
+    """Return 0 when all end well, else the exit code of the first to fail, after the others had time to end."""
+    deadline = None
+    first_failure = 0
+    while any(process.poll() is None for process in processes):
+        failed = [code for process in processes if (code := process.poll()) not in {None, 0}]
+        if failed and deadline is None:
+            first_failure = failed[0] if failed[0] > 0 else 128 - failed[0]
+            deadline = time.monotonic() + GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    if first_failure:
+        return first_failure
+    codes = [process.returncode or 0 for process in processes]
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)

@@ -1,0 +1,1 @@
+"""What a training step learns from: Cluster Contrast and what is added to it. No run folder, no command line."""

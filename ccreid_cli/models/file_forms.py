@@ -1,0 +1,79 @@
+"""Writing a trained network in the forms that other programs read."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccreid_cli.core.errors import UsageError
+from ccreid_cli.core.files import atomic_path
+from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.models.key_maps import to_official, to_torchvision
+from ccreid_cli.models.spec import ModelSpec
+from ccreid_cli.models.weight_files import SPEC_METADATA
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors that share no memory with the model."""
+    return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+
+
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    # By way of memory: PyTorch's own writer of files does not say that the disk is full.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
+def _write_official(state: dict[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
+    # The official code loads into a DataParallel model, whose keys start with "module.".
+    content = {"state_dict": {f"module.{key}": value for key, value in to_official(state).items()}}
+    _save({**content, "epoch": epoch, "best_mAP": 0.0}, path)
+
+
+def _write_torchvision(state: dict[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
+    _save(to_torchvision(state), path)
+
+
+def _write_safetensors(state: dict[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
+    from safetensors.torch import save
+
+    # Its own writer would make a file that only the owner may read.
+    path.write_bytes(save(state, {"format": "pt", "epoch": str(epoch), SPEC_METADATA: json.dumps(asdict(spec))}))
+
+
+EXPORTS: dict[str, Callable[[dict[str, Tensor], ModelSpec, Path, int], None]] = {
+    "official": _write_official,
+    "safetensors": _write_safetensors,
+    "torchvision": _write_torchvision,
+}
+EXPORT_SUFFIXES = {"official": ".pth.tar", "safetensors": ".safetensors", "torchvision": ".pth"}
+
+
+def export_weights(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, form: str, epoch: int = 0) -> None:
+    """Write a network's weights for other programs; the file appears whole or not at all.
+
+    Args:
+        state: A `ReidNet` state dict.
+        spec: What the network is made of.
+        path: The file to write.
+        form: ``official`` (a checkpoint that the official Cluster Contrast code resumes from), ``safetensors`` (all
+            tensors, readable by ccreid too) or ``torchvision`` (the backbone alone, under its release's names).
+        epoch: Epochs trained, recorded where the form has a place for it.
+
+    Raises:
+        UsageError: There is no such form.
+        CheckpointError: The form cannot hold this network.
+        DataError: The file could not be written.
+    """
+    if form not in EXPORTS:
+        raise UsageError(f'there is no form "{form}".', did_you_mean(form, EXPORTS) or f"Forms: {', '.join(EXPORTS)}.")
+    with atomic_path(path) as temporary:
+        EXPORTS[form](_plain(state), spec, temporary, epoch)

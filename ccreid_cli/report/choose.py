@@ -1,0 +1,232 @@
+"""Which rankings and clusters a report shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ccreid_cli.data.catalog import CATALOG
+from ccreid_cli.data.splits import ReidDataset, Split
+from ccreid_cli.engine.retrieval_scores import Evaluation, rank_gallery
+from ccreid_cli.images.source import ImageSource
+from ccreid_cli.report.content import Cluster, ClusterGroup, Clusters, Picture, Ranked, Ranking, RankingGroup, Verdict
+
+NUM_QUERIES = 8
+NUM_RESULTS = 10
+MAX_JUNK = 3
+NUM_CLUSTERS = 6
+NUM_MEMBERS = 12
+NUM_OUTLIERS = 36
+SEED = 0
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Album:
+    """Takes pictures of a dataset out of decoded images.
+
+    Attributes:
+        dataset: The dataset.
+        split: The split whose images are wanted.
+        store: Decoded images.
+        offset: Where the split begins in `store`.
+    """
+
+    dataset: ReidDataset
+    split: Split
+    store: ImageSource
+    offset: int = 0
+
+    def picture(self, index: int) -> Picture:
+        """Return an image of the split with what is known about it."""
+        person_id, camera = int(self.split.person_ids[index]), int(self.split.camera_ids[index])
+        return Picture(
+            image=self.store.gather(np.array([self.offset + index]), torch.device("cpu"))[0].permute(1, 2, 0).numpy(),
+            name=self.split.names[index],
+            person_id=person_id if person_id >= 0 else None,
+            camera=self._camera_number(camera) if self.dataset.has_cameras else None,
+        )
+
+    def _camera_number(self, camera: int) -> int:
+        """Return a camera as the dataset's own file names number it."""
+        info = CATALOG.get(self.dataset.name)
+        return info.cameras[camera] if info and info.cameras else camera
+
+
+def choose_queries(average_precision: NDArray[np.float64], amount: int = NUM_QUERIES) -> dict[str, Indices]:
+    """Choose queries to look at.
+
+    Args:
+        average_precision: (Q,) AP, NaN where a query cannot be scored; such queries are never chosen.
+        amount: How many of each kind.
+
+    Returns:
+        ``worst``, ``median`` and ``random`` (always the same for the same scores): query indices, no query twice.
+    """
+    scored = np.flatnonzero(np.isfinite(average_precision))
+    order = scored[np.argsort(average_precision[scored], kind="stable")]
+    worst, rest = order[:amount], order[amount:]
+    middle = max(0, min(len(rest) - amount, len(order) // 2 - amount - amount // 2))
+    median = rest[middle : middle + amount]
+    others = np.setdiff1d(rest, median)
+    drawn = np.random.default_rng(SEED).permutation(others)[:amount]
+    return {"worst": worst, "median": median, "random": drawn}
+
+
+def ranking_groups(
+    dataset: ReidDataset,
+    store: ImageSource,
+    query_features: torch.Tensor,
+    gallery_features: torch.Tensor,
+    evaluation: Evaluation,
+) -> tuple[RankingGroup, ...]:
+    """Show the worst, the median and random queries with their nearest gallery images.
+
+    Args:
+        dataset: With query and gallery.
+        store: The query images, then the gallery images.
+        query_features: (Q, D) unit rows.
+        gallery_features: (G, D) unit rows.
+        evaluation: What the queries scored.
+    """
+    chosen = choose_queries(evaluation.average_precision)
+    titles = {
+        "worst": ("Worst queries", "lowest average precision first"),
+        "median": ("Median queries", "around the middle of all queries"),
+        "random": ("Random queries", "the same ones whenever the scores are the same"),
+    }
+    ranker = _Ranker(dataset, store, query_features, gallery_features, evaluation)
+    groups = [RankingGroup(*titles[kind], ranker.rankings(queries)) for kind, queries in chosen.items()]
+    return tuple(group for group in groups if group.rankings)
+
+
+@dataclass(frozen=True)
+class _Ranker:
+    dataset: ReidDataset
+    store: ImageSource
+    query_features: torch.Tensor
+    gallery_features: torch.Tensor
+    evaluation: Evaluation
+
+    def rankings(self, queries: Indices) -> tuple[Ranking, ...]:
+        """Rank the gallery for some queries."""
+        if not len(queries):
+            return ()
+        features = self.query_features[torch.from_numpy(queries).to(self.query_features.device)]
+        query, gallery = self.dataset.query.select(queries), self.dataset.gallery
+        junk = (query.person_ids[:, None] == gallery.person_ids) & (query.camera_ids[:, None] == gallery.camera_ids)
+        ranked = rank_gallery(features, self.gallery_features, NUM_RESULTS + int(junk.sum(axis=1).max()))
+        return tuple(
+            self._ranking(int(index), features[row], ranked[row], junk[row]) for row, index in enumerate(queries)
+        )
+
+    def _ranking(self, query: int, feature: torch.Tensor, ranked: Indices, junk: NDArray[np.bool_]) -> Ranking:
+        split = self.dataset.gallery
+        album = Album(self.dataset, split, self.store, offset=len(self.dataset.query))
+        rows = self.gallery_features[torch.from_numpy(ranked).to(feature.device)]
+        distances = (2 - 2 * rows @ feature).clamp(min=0).tolist()
+        results: list[Ranked] = []
+        rank = hidden = shown_junk = 0
+        for index, distance in zip(ranked.tolist(), distances, strict=True):
+            if rank == NUM_RESULTS:
+                break
+            if junk[index] and shown_junk == MAX_JUNK:
+                hidden += 1
+            elif junk[index]:
+                shown_junk += 1
+                results.append(Ranked(album.picture(index), Verdict.JUNK, None, distance))
+            else:
+                rank += 1
+                is_right = split.person_ids[index] == self.dataset.query.person_ids[query]
+                verdict = Verdict.RIGHT if is_right else Verdict.WRONG
+                results.append(Ranked(album.picture(index), verdict, rank, distance))
+        return Ranking(
+            query=Album(self.dataset, self.dataset.query, self.store).picture(query),
+            average_precision=float(self.evaluation.average_precision[query]),
+            first_match_rank=int(self.evaluation.first_match_rank[query]),
+            results=tuple(results),
+            num_junk_hidden=hidden,
+        )
+
+
+def cluster_contents(dataset: ReidDataset, store: ImageSource, labels: Indices) -> Clusters:
+    """Show the biggest clusters, the purest, the most mixed (both only where identities are known), and outliers.
+
+    Args:
+        dataset: The dataset.
+        store: The training images.
+        labels: (N,) pseudo-labels, -1 for outliers.
+    """
+    album = Album(dataset, dataset.train, store)
+    members = [np.flatnonzero(labels == number) for number in range(int(labels.max(initial=-1)) + 1)]
+    sizes = np.array([len(indices) for indices in members], dtype=np.int64)
+    groups = [("Biggest clusters", "by number of images", np.lexsort((-sizes,)))]
+    if dataset.has_train_ids and members:
+        purities = np.array([_purity(dataset.train.person_ids[indices])[1] for indices in members])
+        mixed = np.lexsort((-sizes, purities))
+        note = "several identities merged into one: the images of others than its main identity are marked"
+        groups.append(("Most mixed clusters", note, mixed[purities[mixed] < 1]))
+        groups.append(("Purest clusters", "the bigger first among equals", np.lexsort((-sizes, -purities))))
+    generator = np.random.default_rng(SEED)
+    outliers = np.flatnonzero(labels < 0)
+    drawn = np.sort(generator.permutation(outliers)[:NUM_OUTLIERS])
+    shown = [
+        ClusterGroup(
+            title, note, tuple(_cluster(int(number), members[number], album) for number in order[:NUM_CLUSTERS])
+        )
+        for title, note, order in groups
+    ]
+    return Clusters(
+        num_images=len(labels),
+        num_clusters=len(members),
+        num_outliers=len(outliers),
+        groups=tuple(group for group in shown if group.clusters),
+        outliers=tuple(album.picture(int(index)) for index in drawn),
+    )
+
+
+def _purity(person_ids: Indices) -> tuple[int | None, float]:
+    """Return the most frequent known identity and its share of the images of known identity (1 when none is known)."""
+    ids, counts = np.unique(person_ids[person_ids >= 0], return_counts=True)
+    if not len(ids):
+        return None, 1.0
+    return int(ids[counts.argmax()]), float(counts.max() / counts.sum())
+
+
+def _cluster(number: int, indices: Indices, album: Album) -> Cluster:
+    ids = album.split.person_ids[indices]
+    main_id, purity = _purity(ids)
+    is_known = main_id is not None
+    return Cluster(
+        number=number,
+        num_images=len(indices),
+        num_cameras=len(np.unique(album.split.camera_ids[indices])) if album.dataset.has_cameras else None,
+        num_ids=len(np.unique(ids[ids >= 0])) if is_known else None,
+        purity=purity if is_known else None,
+        main_id=main_id,
+        pictures=tuple(album.picture(int(index)) for index in _spread(indices, ids, main_id)),
+    )
+
+
+def _spread(indices: Indices, ids: Indices, main_id: int | None) -> Indices:
+    """Choose members of a cluster so that every identity is seen in turn, its main identity first.
+
+    Args:
+        indices: (M,) images of the cluster.
+        ids: (M,) their identities.
+        main_id: The most frequent one.
+
+    Returns:
+        At most `NUM_MEMBERS` of `indices`, those of one identity side by side.
+    """
+    turn = np.empty(len(ids), dtype=np.int64)
+    for person_id in np.unique(ids):
+        own = np.flatnonzero(ids == person_id)
+        turn[own] = np.random.default_rng(SEED).permutation(len(own))
+    is_other = ids != (-1 if main_id is None else main_id)
+    chosen = np.lexsort((ids, is_other, turn))[:NUM_MEMBERS]
+    return indices[chosen[np.lexsort((indices[chosen], ids[chosen], is_other[chosen]))]]

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ccreid_cli import Embedder, load_model
+from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.core.reporter import SilentReporter
+from ccreid_cli.engine.checkpoint import save_checkpoint
+from ccreid_cli.inference import embedding_file
+from ccreid_cli.inference.embedder import embed_images, fingerprint_of
+from ccreid_cli.inference.embedding_file import EmbeddingFile, read_embeddings, write_embeddings
+from ccreid_cli.inference.image_list import ImageList, list_folder, list_source
+from ccreid_cli.inference.loading import LoadedModel, preprocessing_of
+from ccreid_cli.models.reid_net import ModelSpec, ReidNet
+
+HEIGHT, WIDTH, DIM = 32, 16, 8
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with one checkpoint of a small random network."""
+    torch.manual_seed(0)
+    spec = ModelSpec("resnet18", "gem", DIM)
+    folder = tmp_path_factory.mktemp("logs") / "tiny"
+    content = {"model": ReidNet(spec).state_dict(), "spec": dict(vars(spec))}
+    content["preprocess"] = {"height": HEIGHT, "width": WIDTH}
+    save_checkpoint(folder / "checkpoints" / "last.pt", content)
+    (folder / "recipe.toml").write_text('[train]\ndataset = "toy"\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedder(run: Path) -> Embedder:
+    return load_model("tiny", device="cpu", logs_dir=run.parent)
+
+
+@pytest.fixture
+def pictures() -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(3)
+    return [rng.integers(0, 256, (20 + 7 * i, 11 + 5 * i, 3), dtype=np.uint8) for i in range(5)]
+
+
+@pytest.fixture
+def files(pictures: list[NDArray[np.uint8]], tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "images" / f"sub{i % 2}" / f"{i}.png" for i in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    return paths
+
+
+def test_features_are_those_of_a_plain_forward_pass(embedder: Embedder, pictures: list[NDArray[np.uint8]]) -> None:
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    small = [np.asarray(Image.fromarray(p).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)) for p in pictures]
+    inputs = ((np.stack(small) / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    with torch.no_grad():
+        expected = embedder.model(torch.from_numpy(inputs)).numpy()
+    found = embedder.embed(pictures)
+    assert found.dtype == np.float32 and found.shape == (5, DIM) == (5, embedder.embedding_dim)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_paths_pictures_and_arrays_mean_the_same(
+    embedder: Embedder, pictures: list[NDArray[np.uint8]], files: list[Path]
+) -> None:
+    expected = embedder.embed(pictures)
+    for images in (files, [str(path) for path in files], [Image.fromarray(p) for p in pictures]):
+        np.testing.assert_allclose(embedder.embed(images), expected, atol=1e-5)
+    mixed = [files[0], pictures[1], Image.fromarray(pictures[2]), str(files[3]), pictures[4]]
+    np.testing.assert_allclose(embedder.embed(mixed, batch_size=2), expected, atol=1e-5)
+    assert embedder.embed(files[0]).shape == embedder.embed(pictures[0]).shape == (1, DIM)
+    assert embedder.embed(np.stack([pictures[0]] * 3)).shape == (3, DIM)
+    assert embedder.embed([]).shape == (0, DIM)
+
+
+def test_broken_files_are_left_out_wherever_they_lie(embedder: Embedder, files: list[Path], tmp_path: Path) -> None:
+    junk = tmp_path / "junk.jpg"
+    junk.write_bytes(b"no image")
+    mixture = [junk, *files[:2], tmp_path / "absent.jpg", *files[2:], junk]
+    found = embedder.embed_files(mixture * 5, batch_size=3)
+    expected = [place + 8 * turn for turn in range(5) for place in (1, 2, 4, 5, 6)]
+    assert found.kept.tolist() == expected
+    assert {position % 8 for position, _ in found.broken} == {0, 3, 7}
+    np.testing.assert_allclose(found.features, np.tile(embedder.embed(files), (5, 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), 7, None]
+)
+def test_what_is_no_image_is_said_to_be_none(embedder: Embedder, bad: object) -> None:
+    with pytest.raises(UsageError, match="image 0 is"):
+        embedder.embed([bad])  # type: ignore[list-item]  # on purpose
+
+
+def test_broken_files_are_named(embedder: Embedder, files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 of 2 images .*x\.jpg"):
+        embedder.embed([files[0], tmp_path / "x.jpg"])
+    with pytest.raises(DataError, match=r"image 1, .*x\.jpg"):
+        embedder.embed([Image.new("L", (3, 3)), tmp_path / "x.jpg"])
+
+
+def test_load_model_finds_runs_and_files(run: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert embedder.input_size == (HEIGHT, WIDTH)
+    again = load_model(run / "checkpoints" / "last.pt", device="cpu")
+    assert again.fingerprint == embedder.fingerprint and len(again.fingerprint) == 64
+    monkeypatch.setenv("CCREID_LOGS_DIR", str(run.parent))
+    assert load_model("tiny", device="cpu").source == embedder.source
+    with pytest.raises(DataError, match='no run "tinny"'):
+        load_model("tinny", device="cpu")
+    with pytest.raises(DataError, match="best"):
+        load_model("tiny", device="cpu", checkpoint="best")
+    for wrong in ({"precision": "fp8"}, {"device": "tpu"}, {"checkpoint": "worst"}):
+        with pytest.raises(UsageError, match="not known"):
+            load_model("tiny", **wrong)  # type: ignore[arg-type]  # on purpose
+
+
+def test_the_fingerprint_changes_with_weights_and_pooling() -> None:
+    torch.manual_seed(0)
+    average = ReidNet(ModelSpec("resnet18", "avg", 4))
+    maximum = ReidNet(ModelSpec("resnet18", "max", 4))
+    maximum.load_state_dict(average.state_dict())
+    before = fingerprint_of(average)
+    assert fingerprint_of(average.to(memory_format=torch.channels_last)) == before != fingerprint_of(maximum)
+    with torch.no_grad():
+        average.neck.weight[0] += 1e-6
+    assert fingerprint_of(average) != before
+
+
+@pytest.mark.parametrize(
+    ("meta", "size"),
+    [
+        ({}, (256, 128)),
+        ({"preprocess": '{"height": 64, "width": 48}'}, (64, 48)),
+        ({"config": '{"dataset": "veri", "data_dir": "x"}'}, (224, 224)),
+        ({"config": '{"dataset": "veri", "data_dir": "x"}', "preprocess": {"height": 30, "width": 20}}, (30, 20)),
+    ],
+)
+def test_input_size_comes_from_the_checkpoint(meta: dict[str, object], size: tuple[int, int]) -> None:
+    loaded = LoadedModel(ReidNet(ModelSpec("resnet18"), initialize_backbone=False), "", None, meta, torch.device("cpu"))
+    found = preprocessing_of(loaded)
+    assert (found.height, found.width) == size
+    assert preprocessing_of(loaded, height=17).height == 17
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, ccreid_cli; dir(ccreid_cli); print('torch' in sys.modules, 'load_model' in dir(ccreid_cli))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+def test_list_folder_takes_every_image_below_once(files: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for name in ("notes.txt", ".hidden.png", "__MACOSX/a.png", ".git/a.png", "B.JPEG"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (folder / "circle").symlink_to(folder, target_is_directory=True)
+    assert list_folder(folder).names == ("B.JPEG", "sub0/0.png", "sub0/2.png", "sub0/4.png", "sub1/1.png", "sub1/3.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image"):
+        list_folder(tmp_path / "empty")
+
+
+def test_list_source_tells_splits_apart(tmp_path: Path) -> None:
+    for name in ("train/0001_c1_1.jpg", "query/0002_c1_1.jpg", "gallery/0002_c2_1.jpg", "gallery/0003_c1_1.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    everything = list_source(str(tmp_path), None, tmp_path, SilentReporter())
+    assert len(everything) == 4 and everything.ids is None
+    gallery = list_source(str(tmp_path), "gallery", tmp_path, SilentReporter())
+    assert gallery.ids is not None and gallery.cams is not None
+    assert (gallery.ids.tolist(), gallery.cams.tolist(), gallery.splits) == ([2, 3], [1, 0], None)
+    with pytest.raises(UsageError, match="test"):
+        list_source(str(tmp_path), "test", tmp_path, SilentReporter())
+
+
+def _content(embedder: Embedder, root: Path) -> EmbeddingFile:
+    features = np.random.default_rng(0).standard_normal((3, DIM)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    names = ("a.jpg", "sub/ä.jpg", "c.jpg")
+    images = ImageList(root, names, np.array([1, 2, -1]), np.array([0, 5, 1]), np.array(["train", "train", "query"]))
+    return EmbeddingFile(features, images, embedder.about())
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
+def test_feature_files_come_back_whole(embedder: Embedder, tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    content = _content(embedder, tmp_path)
+    path = tmp_path / "new" / f"f{suffix}"
+    write_embeddings(path, content)
+    found = read_embeddings(path)
+    np.testing.assert_array_equal(found.features, content.features)
+    assert isinstance(found.features, np.memmap) == (suffix == ".npy")
+    assert found.images.names == content.images.names and found.images.root == tmp_path
+    for name in ("ids", "cams", "splits"):
+        assert getattr(found.images, name).tolist() == getattr(content.images, name).tolist()
+    assert found.about["model"] == embedder.fingerprint
+    assert found.about["preprocess"] == {**embedder.preprocessing.as_json(), "precision": "fp32"}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
+def test_a_full_disk_leaves_nothing(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Not a part of a set of files either: it would be in the way of the next attempt."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("save", "savez"):
+        monkeypatch.setattr(np, name, full)
+    if suffix == ".parquet":
+        monkeypatch.setattr(pytest.importorskip("pyarrow.parquet"), "write_table", full)
+    with pytest.raises(DataError, match="No space left"):
+        write_embeddings(tmp_path / "new" / f"f{suffix}", _content(embedder, tmp_path))
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_npz_is_what_numpy_users_expect(embedder: Embedder, tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "f.npz", _content(embedder, tmp_path))
+    with np.load(tmp_path / "f.npz") as loaded:
+        assert loaded["features"].dtype == np.float32 and loaded["features"].shape == (3, DIM)
+        assert loaded["names"].tolist()[1] == "sub/ä.jpg" and loaded["ids"].tolist() == [1, 2, -1]
+        assert json.loads(str(loaded["about"]))["model"] == embedder.fingerprint
+
+
+def test_feature_files_that_cannot_be_written_or_read(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = _content(embedder, tmp_path)
+    with pytest.raises(UsageError, match=r"\.npz, \.npy, \.parquet"):
+        write_embeddings(tmp_path / "f.csv", content)
+    monkeypatch.setattr(embedding_file.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pyarrow") as caught:
+        write_embeddings(tmp_path / "f.parquet", content)
+    assert "ccreid[parquet]" in str(caught.value.hint)
+    broken_name = ImageList(tmp_path, ("a\nb.jpg",))
+    with pytest.raises(DataError, match="line break"):
+        write_embeddings(tmp_path / "f.npy", EmbeddingFile(content.features[:1], broken_name, {}))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no")
+    for name in ("bad.npz", "absent.npy"):
+        with pytest.raises(DataError, match=name):
+            read_embeddings(tmp_path / name)
+    write_embeddings(tmp_path / "f.npy", content)
+    (tmp_path / "f.txt").write_text("only one\n")
+    with pytest.raises(DataError, match="differ in number"):
+        read_embeddings(tmp_path / "f.npy")
+
+
+def test_files_of_others_are_taken_and_normalised(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", features=np.array([[3.0, 4.0], [0.0, 2.0]]))
+    found = read_embeddings(tmp_path / "f.npz")
+    np.testing.assert_allclose(found.features, [[0.6, 0.8], [0, 1]], atol=1e-6)
+    assert not found.about and found.images.names == ("row 0", "row 1")
+
+
+def test_embed_images_skips_or_stops(embedder: Embedder, files: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    (folder / "zz.jpg").write_bytes(b"junk")
+    content, broken = embed_images(embedder, list_folder(folder))
+    assert content.images.names == tuple(sorted(path.relative_to(folder).as_posix() for path in files))
+    assert len(content) == 5 and broken == [{"name": "zz.jpg", "reason": "not an image"}]
+    with pytest.raises(DataError, match=r"1 of 6 .*zz\.jpg"):
+        embed_images(embedder, list_folder(folder), strict=True)
+    with pytest.raises(DataError, match="1 of 1"):
+        embed_images(embedder, ImageList(folder, ("zz.jpg",)))

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ccreid_cli import Embedder, load_model
+from ccreid_cli.core.config import validate
+from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.engine.checkpoint import save_checkpoint
+from ccreid_cli.images.augment import normalize
+from ccreid_cli.inference import export
+from ccreid_cli.inference.export import compare, export_model, sample_images
+from ccreid_cli.inference.model_card import card_text, model_card, write_cards
+from ccreid_cli.models.reid_net import ModelSpec, ReidNet
+
+HEIGHT, WIDTH, DIM = 32, 16, 8
+SCORES = {"epoch": 3, "mAP": 0.123, "mINP": 0.05, "rank1": 0.456, "rank5": 0.5, "rank10": 0.6}
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    torch.manual_seed(0)
+    spec = ModelSpec("resnet18", "gem", DIM)
+    folder = tmp_path_factory.mktemp("secret-place") / "tiny"
+    config = validate({"dataset": "toy", "data_dir": folder, "logs_dir": folder, "height": HEIGHT}, "test")
+    content: dict[str, Any] = {"model": ReidNet(spec).state_dict(), "spec": dict(vars(spec))}
+    content["preprocess"] = {"height": HEIGHT, "width": WIDTH}
+    content["config"] = config.model_dump_json()
+    content["training"] = {"epoch": 4, "last": json.dumps(SCORES), "best": json.dumps({**SCORES, "epoch": 1})}
+    path = folder / "checkpoints" / "last.pt"
+    save_checkpoint(path, content)
+    recipe = {"name": "toy", "title": "The toy recipe"}
+    (folder / "environment.json").write_text(json.dumps({"recipe": recipe}))
+    return load_model(path, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def images() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (5, HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def older_exporter_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newer exporter takes ten seconds and fails with some pairs of torch and onnxscript."""
+    original = export._trace_onnx
+
+    def trace(network: torch.nn.Module, example: torch.Tensor, path: Path, newer: bool) -> None:
+        if newer:
+            raise RuntimeError("not here")
+        original(network, example, path, newer)
+
+    monkeypatch.setattr(export, "_trace_onnx", trace)
+
+
+def load_as_trackers_do(path: Path) -> Any:
+    """Fixed height and width read off the first input, float32 NCHW in, first output out."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    entry, result = session.get_inputs()[0], session.get_outputs()[0]
+    assert len(session.get_inputs()) == len(session.get_outputs()) == 1
+    return session, entry, lambda batch: session.run([result.name], {entry.name: batch})[0]
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_onnx_file_is_what_trackers_take(
+    embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newer: bool
+) -> None:
+    pytest.importorskip("onnx")
+    if not newer:
+        older_exporter_only(monkeypatch)
+    out = tmp_path / "reid.onnx"
+    check = export_model(embedder, "onnx", out, images, "noise")
+    assert check.num_images == 5 and check.min_cosine > 0.99999 and check.max_abs_difference < 1e-4
+    assert [path.name for path in tmp_path.iterdir()] == ["reid.onnx"]
+    session, entry, run = load_as_trackers_do(out)
+    assert (entry.name, entry.type, entry.shape[1:]) == ("images", "tensor(float)", [3, HEIGHT, WIDTH])
+    assert isinstance(entry.shape[0], str)
+    batch = normalize(torch.from_numpy(images).permute(0, 3, 1, 2)).contiguous().numpy()
+    for count in (1, 2, 5):
+        features = run(batch[:count])
+        assert features.dtype == np.float32 and features.shape == (count, DIM)
+        np.testing.assert_allclose(features, embedder.embed(images[:count]), atol=1e-4)
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["model"] == embedder.fingerprint
+    assert json.loads(about["preprocess"])["mean"] == [0.485, 0.456, 0.406]
+    assert json.loads(about["input"])["shape"] == ["N", 3, HEIGHT, WIDTH]
+
+
+def test_uint8_onnx_takes_raw_pixels(
+    embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    older_exporter_only(monkeypatch)
+    export_model(embedder, "onnx", tmp_path / "u8.onnx", images, "noise", uint8_input=True)
+    _, entry, run = load_as_trackers_do(tmp_path / "u8.onnx")
+    assert (entry.type, entry.shape[1:]) == ("tensor(uint8)", [HEIGHT, WIDTH, 3])
+    np.testing.assert_allclose(run(images), embedder.embed(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("uint8_input", [False, True])
+def test_torchscript_file_runs_without_ccreid(
+    embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path, uint8_input: bool
+) -> None:
+    out = tmp_path / "reid.torchscript"
+    check = export_model(embedder, "torchscript", out, images, "noise", uint8_input=uint8_input)
+    assert check.min_cosine > 0.99999
+    extra = {"ccreid.json": ""}
+    network = torch.jit.load(str(out), _extra_files=extra)
+    inputs = torch.from_numpy(images)
+    if not uint8_input:
+        inputs = normalize(inputs.permute(0, 3, 1, 2)).contiguous()
+    np.testing.assert_allclose(network(inputs[:3]).numpy(), embedder.embed(images[:3]), atol=1e-4)
+    assert json.loads(extra["ccreid.json"])["preprocess_inside"] is uint8_input
+
+
+def test_safetensors_file_is_the_same_model(embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    check = export_model(embedder, "safetensors", tmp_path / "m.safetensors", images, "noise")
+    assert check.max_abs_difference == 0
+    again = load_model(tmp_path / "m.safetensors", device="cpu")
+    assert (again.fingerprint, again.preprocessing) == (embedder.fingerprint, embedder.preprocessing)
+
+
+@pytest.mark.parametrize("wrong", [lambda f: f[:, ::-1], lambda f: f + np.nan, lambda f: f[:, :-1]])
+def test_a_file_that_differs_is_not_kept(
+    embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any
+) -> None:
+    out = tmp_path / "reid.torchscript"
+    out.write_text("what was there")
+    run = export._run_torchscript
+    monkeypatch.setattr(export, "_run_torchscript", lambda path, inputs: wrong(run(path, inputs)))
+    with pytest.raises(DataError, match="differs|shape"):
+        export_model(embedder, "torchscript", out, images, "noise")
+    assert out.read_text() == "what was there" and list(tmp_path.iterdir()) == [out]
+
+
+def test_compare_measures_the_worst_image() -> None:
+    expected = np.eye(2, dtype=np.float32)
+    turned = np.array([[1, 0], [0.6, 0.8]], dtype=np.float32)
+    check = compare(turned, expected, "")
+    assert check.min_cosine == pytest.approx(0.8) and check.max_abs_difference == pytest.approx(0.6)
+
+
+def test_what_cannot_be_exported_is_refused_at_once(
+    embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        export_model(embedder, "onx", tmp_path / "x", images, "")
+    assert caught.value.hint == 'did you mean "onnx"?'
+    with pytest.raises(UsageError, match="weights only"):
+        export_model(embedder, "safetensors", tmp_path / "x", images, "", uint8_input=True)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="onnxruntime") as caught:
+        export_model(embedder, "onnx", tmp_path / "x", images, "")
+    assert "ccreid[onnx]" in str(caught.value.hint) and list(tmp_path.iterdir()) == []
+
+
+def test_failing_exporters_are_explained(
+    embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("operator foo\nis unknown")
+
+    monkeypatch.setattr(export, "_trace_onnx", fail)
+    with pytest.raises(DataError, match="operator foo is unknown"):
+        export_model(embedder, "onnx", tmp_path / "x.onnx", images, "")
+
+
+@pytest.mark.parametrize("form", export.SUFFIXES)
+def test_a_full_disk_is_said(
+    embedder: Embedder,
+    images: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_room: None,
+    form: str,
+) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+        older_exporter_only(monkeypatch)
+    with pytest.raises(DataError, match="could not write"):
+        export_model(embedder, form, tmp_path / "out", images, "noise")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_to_check_on_are_noise_where_the_dataset_is_not(embedder: Embedder, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        (tmp_path / "toy").write_text("no folder")
+        pixels, words = sample_images(embedder, folder)
+        assert pixels.shape == (8, HEIGHT, WIDTH, 3) and pixels.dtype == np.uint8 and words == "random noise"
+
+
+def test_card_says_what_there_is_to_know(embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    out = tmp_path / "reid.torchscript"
+    check = export_model(embedder, "torchscript", out, images, "noise")
+    card = model_card(embedder, "torchscript", out, check, uint8_input=False)
+    as_json, as_text = write_cards(card, out)
+    assert json.loads(as_json.read_text()) == json.loads(json.dumps(card))
+    assert card["numbers"]["last"]["mAP"] == 0.123 and card["recipe"]["title"] == "The toy recipe"
+    assert card["input"]["shape"] == ["N", 3, HEIGHT, WIDTH] and card["output"]["shape"] == ["N", DIM]
+    text = as_text.read_text()
+    assert "| last | 12.3 | 45.6 | 50.0 | 60.0 | 5.0 | 4 |" in text and "| best |" in text
+    assert all(part in text for part in ("The toy recipe", "MIT", "personal data", "Drawn by ccreid", "32 x 16"))
+    assert "secret-place" not in text + as_json.read_text()
+
+
+def test_card_of_weights_that_say_nothing(embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    check = export_model(embedder, "safetensors", out, images, "noise")
+    again = load_model(out, device="cpu")
+    text = card_text(model_card(again, "safetensors", out, check, uint8_input=False))
+    assert "unknown dataset" in text and "No evaluation is recorded" in text and "load_model" in text

@@ -1,0 +1,361 @@
+"""Many processes compute what one computes, and end together. The processes talk over gloo, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import steps_in_ranks
+import tiny
+import torch
+
+from ccreid_cli.core.config import TrainConfig
+from ccreid_cli.core.errors import SAID_ELSEWHERE, DataError, DeviceError, Interrupted, UsageError
+from ccreid_cli.core.reporter import SilentReporter
+from ccreid_cli.data.splits import Record, ReidDataset, Split
+from ccreid_cli.engine.labelling import label_features
+from ccreid_cli.engine.retrieval_scores import evaluate_features
+from ccreid_cli.engine.shared_scores import evaluate_together, has_match
+from ccreid_cli.machine import distributed, launch
+from ccreid_cli.machine.distributed import Group, launched_world, process_group, threads_per_process
+from ccreid_cli.machine.launch import num_processes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+
+
+def test_exchanges_of_uneven_pieces(tmp_path: Path) -> None:
+    first, second = tiny.call_in_ranks(steps_in_ranks.exchange, 2, tmp_path, [2, 3])
+    expected = torch.tensor([0.0, 0.1, 1.0, 1.1, 1.2])[:, None].expand(5, 3)
+    for found in (first, second):
+        torch.testing.assert_close(found["rows"], expected)
+        torch.testing.assert_close(found["known"], expected)
+        assert found["array"].tolist() == [0, 0, 1, 1, 1] and found["array"].dtype == np.int32
+        assert (found["maximum"], found["sum"].item()) == (7, 3)
+        assert (found["main"], found["broadcast"]) == ({"from": 0}, "rank 0")
+        assert found["bounds"] == [(0, 3), (3, 7)]
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"batch_size": 16, "samples_per_bn": 8}, 1e-6),
+        # Three chunks, one for the first process, two for the second: convolutions of other sizes round otherwise.
+        ({"batch_size": 24, "samples_per_bn": 8}, 1e-5),
+        ({"batch_size": 23, "samples_per_bn": 8, "dropout": 0.4}, 1e-6),
+    ],
+    ids=["even", "uneven", "random"],
+)
+def test_gradients_equal_those_of_one_process(options: dict[str, Any], tolerance: float, tmp_path: Path) -> None:
+    fixed = steps_in_ranks.Fixed(**options)
+    fixed.step.parts = -(-options["batch_size"] // 8)  # one process, chunk by chunk
+    alone = fixed.train()
+    ranks = tiny.call_in_ranks(steps_in_ranks.train_in_group, 2, tmp_path, options)
+    for kind in ("gradients", "state"):
+        tiny.assert_same(ranks[0][kind], ranks[1][kind])
+        for name, value in alone[kind].items():
+            if value.is_floating_point():
+                largest = max(1.0, float(value.abs().max()))
+                torch.testing.assert_close(ranks[0][kind][name], value, rtol=0, atol=tolerance * largest)
+    tiny.assert_same(ranks[0]["centroids"], ranks[1]["centroids"])
+    torch.testing.assert_close(ranks[0]["centroids"], alone["centroids"], rtol=0, atol=1e-6)
+    sums = [sum(parts) for parts in zip(*(rank["losses"] for rank in ranks), strict=True)]
+    np.testing.assert_allclose(sums, alone["losses"], atol=1e-5)
+
+
+def test_deterministic_steps_are_the_same_bits_for_any_number_of_processes(tmp_path: Path) -> None:
+    options = {"batch_size": 31, "samples_per_bn": 8, "exact": True}
+    alone = steps_in_ranks.Fixed(**options).train(steps=5)
+    for rank in tiny.call_in_ranks(steps_in_ranks.train_in_group, 3, tmp_path, options, 5):
+        for kind in ("gradients", "state", "centroids"):
+            tiny.assert_same(rank[kind], alone[kind])
+
+
+@pytest.mark.parametrize("method", ["dbscan", "infomap"])
+def test_labels_equal_those_of_one_process(method: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    if method == "infomap":
+        pytest.importorskip("infomap")
+    centres = rng.normal(size=(12, 24))
+    rows = centres[rng.integers(0, 12, 301)] + 1.3 * rng.normal(size=(301, 24))
+    features = torch.nn.functional.normalize(torch.from_numpy(rows).float(), dim=1)
+    settings: dict[str, Any] = {"cluster": method, "eps": 0.6, "k1": 15, "k2": 4}
+    alone = label_features(features, TrainConfig(**settings), Group(), SilentReporter())
+    assert alone.num_clusters > 3 and (method == "infomap" or alone.num_outliers > 3)
+    for labels in tiny.call_in_ranks(steps_in_ranks.labels_in_group, 3, tmp_path, features, settings):
+        np.testing.assert_array_equal(labels, alone.labels)
+
+
+def scored_dataset(rng: np.random.Generator, num_query: int, ids: int) -> ReidDataset:
+    def split(count: int) -> Split:
+        records = [Record(f"{n:03d}.jpg", int(rng.integers(0, ids)), int(rng.integers(0, 3))) for n in range(count)]
+        return Split.from_records(Path("images"), records)
+
+    return ReidDataset("made", Path("images"), Split.empty(Path("images")), split(num_query), split(40))
+
+
+def test_evaluation_equals_that_of_one_process(tmp_path: Path, rng: np.random.Generator) -> None:
+    dataset = scored_dataset(rng, 11, 25)  # so many identities that some queries have no match
+    query, gallery = (torch.nn.functional.normalize(torch.randn(n, 8), dim=1) for n in (11, 40))
+    ids = (dataset.query.person_ids, dataset.query.camera_ids)
+    alone = evaluate_features(query, *ids, gallery, dataset.gallery.person_ids, dataset.gallery.camera_ids)
+    assert alone.num_queries_skipped > 0
+    np.testing.assert_array_equal(has_match(dataset.query, dataset.gallery), ~np.isnan(alone.average_precision))
+    for found in tiny.call_in_ranks(steps_in_ranks.evaluation_in_group, 2, tmp_path, query, gallery, dataset):
+        np.testing.assert_array_equal(found.average_precision, alone.average_precision)
+        np.testing.assert_array_equal(found.first_match_rank, alone.first_match_rank)
+        np.testing.assert_array_equal(found.cmc, alone.cmc)
+        assert found.as_json() == pytest.approx(alone.as_json(), abs=1e-12)
+
+
+@pytest.mark.parametrize("num_query", [1, 30])
+def test_which_queries_have_a_match(num_query: int, rng: np.random.Generator) -> None:
+    dataset = scored_dataset(rng, num_query, 30)
+    query, gallery = dataset.query, dataset.gallery
+    expected = [
+        bool(((gallery.person_ids == person) & (gallery.camera_ids != camera)).any())
+        for person, camera in zip(query.person_ids, query.camera_ids, strict=True)
+    ]
+    assert has_match(query, gallery).tolist() == expected
+
+
+def test_evaluation_alone_is_that_of_the_evaluator(rng: np.random.Generator) -> None:
+    dataset = scored_dataset(rng, 5, 4)
+    query, gallery = torch.eye(8)[:5], torch.nn.functional.normalize(torch.randn(40, 8), dim=1)
+    found = evaluate_together(query, gallery, dataset, Group(), device=CPU)
+    assert found.num_queries == 5
+
+
+WORLDS = [2, pytest.param(4, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_run_of_several_processes(world: int, tiny_data: Path, tmp_path: Path) -> None:
+    """20 steps with the batch-norm chunks of four processes, whatever their number, then another epoch."""
+    options = {"samples_per_bn": 4, "iters": 20, "save_every": 20, "keep": 9}
+    tiny.train(tiny_data, tmp_path / "alone", **options)
+    tiny.train_in_ranks(tiny_data, tmp_path / "together", world, **options)
+    for epoch in range(tiny.EPOCHS):
+        labels = [tiny.step_labels(tmp_path / place, epoch, 20) for place in ("alone", "together")]
+        assert torch.equal(*labels)
+    losses = [tiny.step_losses(tmp_path / place, 0, 20) for place in ("alone", "together")]
+    assert (losses[0] - losses[1]).abs().max() < 1e-5
+    results = [tiny.outcome(tmp_path / place)["result"]["last"]["mAP"] for place in ("alone", "together")]
+    assert results[0] == pytest.approx(results[1], abs=1e-3)
+
+
+def test_several_processes_stop_resume_and_change_their_number(tiny_data: Path, tmp_path: Path) -> None:
+    """One of two gets the signal; both save the same step. Two go on bit for bit, one within rounding."""
+    tiny.train_in_ranks(tiny_data, tmp_path / "whole", 2, epochs=3)
+    logs = tmp_path / "stopped"
+    ranks = tiny.start_ranks(logs, tiny.command(tiny_data, logs, epochs=3, save_every=1), 2)
+    ranks[0].wait_for(lambda: any((logs / "run" / "checkpoints").glob("epoch-0000-*.pt")))
+    ranks[1].send_signal(signal.SIGTERM)
+    found = [rank.finish() for rank in ranks]
+    assert [code for code, _ in found] == [143, 143], found
+    assert f"ccreid resume {logs / 'run'}" in found[0][1]
+    for rank in tiny.start_ranks(logs, ["resume", str(logs / "run"), "--epochs", "2"], 2):
+        assert rank.finish()[0] == 0
+    tiny.resume(logs, epochs=3)
+    one, other = (tiny.run_of(folder).read_metrics() for folder in (tmp_path / "whole", logs))
+    for epoch in (0, 1):
+        assert one[epoch]["loss"] == other[epoch]["loss"]
+        assert one[epoch]["mAP"] == other[epoch]["mAP"]
+    assert one[2]["loss"] == pytest.approx(other[2]["loss"], abs=1e-3)
+    assert one[2]["num_clusters"] == other[2]["num_clusters"]
+
+
+# Failing together.
+
+
+def test_more_processes_than_chunks(tiny_data: Path, tmp_path: Path) -> None:
+    for rank in tiny.start_ranks(tmp_path, tiny.command(tiny_data, tmp_path, samples_per_bn=16), 2):
+        code, said = rank.finish()
+        assert code == 2, said
+        assert "2 processes cannot share a batch of 1 batch-norm chunk" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_error_of_one_is_the_error_of_all(failing: int, tiny_data: Path, tmp_path: Path) -> None:
+    command = tiny.command(tiny_data, tmp_path)
+    begin = time.monotonic()
+    ranks = tiny.start_ranks(tmp_path, command, 2, CCREID_TEST_FAILING_RANK=str(failing))
+    found = [rank.finish() for rank in ranks]
+    assert [code for code, _ in found] == [3, 3], found
+    assert sum("this rank has had enough" in said for _, said in found) >= 1
+    assert time.monotonic() - begin < 30
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_an_error_of_the_first_before_training(tmp_path: Path) -> None:
+    ranks = tiny.start_ranks(tmp_path, tiny.command(tmp_path / "nowhere", tmp_path), 2)
+    found = [rank.finish() for rank in ranks]
+    assert [code for code, _ in found] == [3, 3], found
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_others(killed: int, tiny_data: Path, tmp_path: Path) -> None:
+    ranks = tiny.start_ranks(tmp_path, tiny.command(tiny_data, tmp_path, epochs=400, eval_step=400), 2)
+    ranks[0].wait_for((tmp_path / "run" / "metrics.jsonl").exists)
+    ranks[killed].send_signal(signal.SIGKILL)
+    begin = time.monotonic()
+    code, said = ranks[1 - killed].finish()
+    assert code == 5, said
+    assert "lost the others" in said and "ccreid resume" in said
+    assert time.monotonic() - begin < 20
+    ranks[killed].finish()
+    tiny.resume(tmp_path, epochs=len(tiny.run_of(tmp_path).read_metrics()) + 1)
+
+
+def test_a_process_that_does_not_answer(tiny_data: Path, tmp_path: Path) -> None:
+    waiting, _ = tiny.call_in_ranks(steps_in_ranks.train_with_timeout, 2, tmp_path, tiny_data, tmp_path, 3.0)
+    name, message, seconds = waiting
+    assert name == "DeviceError" and "lost the others" in message
+    assert seconds < 20
+
+
+# How processes come to be.
+
+
+def test_torchrun(tiny_data: Path, tmp_path: Path) -> None:
+    """The real thing: PyTorch's launcher, the installed network, and the command as users type it."""
+    options = {"arch": "resnet18", "epochs": 1, "iters": 2}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "ccreid_cli", *tiny.command(tiny_data, tmp_path, **options)]
+    repository = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": repository},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stderr and done.stdout.count("mAP") == 1
+    assert tiny.run_of(tmp_path).read_environment()["processes"] == 2
+    assert len(tiny.run_of(tmp_path).read_metrics()) == 1
+
+
+def test_a_launcher_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    said: list[str] = []
+    assert num_processes(None, "auto", 256, 64, said.append) == 4
+    assert num_processes(None, "auto", 128, 64, said.append) == 2 and "2 of 4 GPUs" in said[-1]
+    assert num_processes(None, "cpu", 256, 64, said.append) == 1
+    with pytest.raises(UsageError, match="--gpus 4 does not go with --device cuda:1"):
+        num_processes(4, "cuda:1", 256, 64, said.append)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert num_processes(None, "auto", 256, 64, said.append) == 1
+
+
+def test_incomplete_launchers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="RANK, MASTER_ADDR, MASTER_PORT is not set"), process_group(CPU):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UsageError, match='WORLD_SIZE is "two"'):
+        launched_world()
+
+
+def start_instead(monkeypatch: pytest.MonkeyPatch, scripts: list[str]) -> None:
+    """Let the launcher start these Python scripts."""
+
+    def start(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", scripts[rank]])
+
+    monkeypatch.setattr(launch, "_start", start)
+
+
+def test_the_launcher_hands_the_first_failure_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.3)
+    start_instead(monkeypatch, ["import time; time.sleep(60)", "raise SystemExit(3)"])
+    begin = time.monotonic()
+    with pytest.raises(SystemExit) as caught:
+        launch.launch(2)
+    assert caught.value.code == 3 and time.monotonic() - begin < 20
+
+
+def test_the_launcher_says_who_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits in NCCL for a killed process does not notice, and says nothing."""
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.3)
+    start_instead(monkeypatch, ["import time; time.sleep(60)", "import os; os.kill(os.getpid(), 9)"])
+    with pytest.raises(DeviceError, match=r"process 1 of 2 was killed by signal 9") as caught:
+        launch.launch(2)
+    assert "ccreid resume" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("backend", "closed"), [("nccl", False), ("gloo", True)])
+def test_a_failing_rank_does_not_wait_for_the_others(
+    backend: str, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL closes its connections with all ranks or not at all; all leave together when nothing failed."""
+    calls: list[str] = []
+    group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in group.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_LINGER_SECONDS", 0)
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 0, 2)]))
+    for name, answer in {"is_initialized": True, "get_backend": backend, "init_process_group": None}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda *_, answer=answer, **__: answer)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("destroy"))
+    with pytest.raises(DataError, match="broken"), process_group(CPU):
+        raise DataError("broken")
+    assert bool(calls) == closed
+    with process_group(CPU):
+        calls.clear()
+    assert calls == ["destroy"]
+
+
+def test_the_launcher_hands_signals_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import signal, sys; signal.signal(15, lambda *_: sys.exit(143)); print(flush=True); signal.pause()"
+    start_instead(monkeypatch, [script, script])
+    threading.Timer(1.5, signal.raise_signal, [signal.SIGTERM]).start()
+    with pytest.raises(Interrupted) as caught:
+        launch.launch(2)
+    assert caught.value.signal_number == signal.SIGTERM
+    assert SAID_ELSEWHERE in caught.value.__notes__
+
+
+def test_the_launcher_starts_this_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["ccreid", "--version"])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    launch.launch(2)
+    assert capfd.readouterr().out.count("ccreid") == 2
+
+
+def test_processors_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert [threads_per_process(count) for count in (1, 3, 8, 20)] == [8, 2, 1, 1]
+
+
+@pytest.mark.long
+@pytest.mark.shared
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_on_real_images(world: int, market_mini: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    """4 × 16 images: ``--samples-per-bn 16`` in one process of 64 equals four processes of 16 each."""
+    settings, alone = market_mini
+    logs = tmp_path / "together"
+    for rank in tiny.start_ranks(
+        logs, ["train", *tiny.options({**settings, "logs_dir": logs}), "--deterministic"], world
+    ):
+        code, said = rank.finish(seconds=1200)
+        assert code == 0, said
+    steps = settings["iters"]
+    losses = [tiny.step_losses(place, 0, steps) for place in (alone, logs)]
+    assert (losses[0] - losses[1]).abs().max() < 1e-5
+    assert torch.equal(tiny.step_labels(alone, 0, steps), tiny.step_labels(logs, 0, steps))
+    results = [tiny.outcome(place)["result"]["last"]["mAP"] for place in (alone, logs)]
+    assert results[0] == pytest.approx(results[1], abs=0.02)

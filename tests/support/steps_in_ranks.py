@@ -1,0 +1,146 @@
+"""What tests run in one process or several: training steps on fixed batches, and exchanges between processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny
+import torch
+from torch import Tensor
+
+from ccreid_cli.core.reporter import Reporter, SilentReporter
+from ccreid_cli.engine.step import Batch, TrainStep, make_optimizer
+from ccreid_cli.images.augment import draw_augmentation
+from ccreid_cli.images.sharded_store import ShardedStore
+from ccreid_cli.images.store import ImageStore
+from ccreid_cli.machine.distributed import Group, process_group
+from ccreid_cli.method.memory import ClusterMemory
+from ccreid_cli.models.reid_net import ModelSpec, ReidNet
+
+CPU = torch.device("cpu")
+CLUSTERS = 5
+
+
+class Fixed:
+    """A network, a memory, images and a way to train on them, the same each time."""
+
+    def __init__(
+        self,
+        group: Group | None = None,
+        *,
+        batch_size: int = 24,
+        samples_per_bn: int = 8,
+        dropout: float = 0.0,
+        exact: bool = False,
+        sharded: bool = False,
+        reporter: Reporter | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        random = np.random.default_rng(3)
+        torch.manual_seed(5)
+        self.model = ReidNet(ModelSpec("tiny", dropout=dropout), samples_per_bn).train()
+        images = random.integers(0, 256, (60, 32, 16, 3), dtype=np.uint8)
+        if device is not None:
+            self.model.to(device)
+        group = group or Group()
+        self.store = share_of(images, group) if sharded else ImageStore(images)
+        self.memory = ClusterMemory(torch.nn.functional.normalize(torch.randn(CLUSTERS, 16), dim=1).to(device or "cpu"))
+        self.batch_size = batch_size
+        self.step = TrainStep(
+            self.model,
+            make_optimizer(self.model, 1e-3, 5e-4),
+            self.store,
+            precision="fp32",
+            group=group,
+            batch_size=batch_size,
+            samples_per_bn=samples_per_bn,
+            reporter=reporter or SilentReporter(),
+            exact=exact,
+        )
+
+    def batch(self, number: int) -> Batch:
+        random = np.random.default_rng(number)
+        targets = torch.from_numpy(random.integers(0, CLUSTERS, self.batch_size))
+        plan = draw_augmentation(self.batch_size, 32, 16, torch.Generator().manual_seed(number))
+        return Batch(random.integers(0, 60, self.batch_size), targets, plan, seed=number)
+
+    def train(self, steps: int = 1) -> dict[str, Any]:
+        """Return losses (this process's parts), the gradients of the last step, weights, statistics and memory."""
+        losses = [float(self.step(self.batch(number), self.memory)) for number in range(steps)]
+        gradients = {
+            name: value.grad.clone() for name, value in self.model.named_parameters() if value.grad is not None
+        }
+        state = {name: value.clone() for name, value in self.model.state_dict().items()}
+        return {"losses": losses, "gradients": gradients, "state": state, "centroids": self.memory.centroids.clone()}
+
+
+def share_of(images: np.ndarray[Any, np.dtype[np.uint8]], group: Group) -> ShardedStore:
+    """Return a store of the images of which this process holds its share, and nothing else."""
+    start, stop = group.bounds(len(images))
+    return ShardedStore(ImageStore(images[start:stop].copy()), len(images), group)
+
+
+def train_in_group(options: dict[str, Any], steps: int = 1) -> dict[str, Any]:
+    with process_group(CPU, 30) as group:
+        return Fixed(group, **options).train(steps)
+
+
+def exchange(rows_per_rank: list[int]) -> dict[str, Any]:
+    """Exchange uneven pieces in every way that there is."""
+    with process_group(CPU, 30) as group:
+        count = rows_per_rank[group.rank]
+        rows = torch.full((count, 3), float(group.rank)) + torch.arange(count)[:, None] / 10
+        result = {
+            "rows": group.gather_rows(rows),
+            "known": group.gather_rows(rows, rows_per_rank),
+            "array": group.gather_array(rows.numpy()[:, 0].astype(np.int32)),
+            "maximum": group.maximum(group.rank * 7),
+            "sum": group.sum_(torch.tensor([group.rank + 1])),
+            "main": group.on_main(lambda: {"from": group.rank}),
+            "broadcast": group.broadcast(f"rank {group.rank}"),
+            "bounds": [group.bounds(7, rank) for rank in range(group.world)],
+        }
+        group.barrier()
+    return result
+
+
+def labels_in_group(features: Tensor, settings: dict[str, Any]) -> Any:
+    from ccreid_cli.core.config import TrainConfig
+    from ccreid_cli.engine.labelling import label_features
+
+    with process_group(CPU, 30) as group:
+        return label_features(features, TrainConfig(**settings), group, SilentReporter()).labels
+
+
+def evaluation_in_group(query: Tensor, gallery: Tensor, dataset: Any) -> Any:
+    from ccreid_cli.engine.shared_scores import evaluate_together
+
+    with process_group(CPU, 30) as group:
+        return evaluate_together(query, gallery, dataset, group, device=CPU)
+
+
+def train_with_timeout(data: Path, logs: Path, seconds: float) -> Any:
+    """Return the error and how long it took; rank 1 stops answering at its third step."""
+    import os
+    import signal
+    import time
+
+    from ccreid_cli.core.errors import CcreidError
+    from ccreid_cli.engine import start as training
+
+    def freeze(number: int) -> None:
+        if number == 3 and os.environ["RANK"] == "1":
+            frozen.append(time.monotonic())
+            time.sleep(seconds + 2)
+
+    frozen: list[float] = []
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    begin = time.monotonic()
+    try:
+        with tiny.watched(freeze):
+            training.train(tiny.resolved(data, logs), timeout=seconds)
+    except CcreidError as error:
+        return type(error).__name__, error.message, time.monotonic() - begin
+    return None
