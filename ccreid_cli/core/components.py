@@ -1,0 +1,73 @@
+"""Registries: one plain dict per kind of component, one row per component. Reading a row imports nothing heavy.
+
+The dicts are `data.catalog.CATALOG`, `models.registry.BACKBONES` and `POOLINGS`, `pseudo_labels.registry.CLUSTERERS`
+and `method.registry.METHODS`. Help texts, completion, defaults and advice in errors are made from them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from ccreid_cli.core.errors import UsageError
+from ccreid_cli.core.suggest import did_you_mean
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Component(Generic[T]):
+    """One row of a registry.
+
+    Attributes:
+        help: What it is in a few words, for ``--help`` and completion.
+        load: Imports and returns the implementation: called when it is used, never to list names.
+        defaults: Settings that it brings along when the command line asks for it by name: setting name -> value.
+        needs: Import name and extra of the optional package it needs, if any: see `require`.
+    """
+
+    help: str
+    load: Callable[[], T]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, str] | None = None
+
+
+R = TypeVar("R")
+
+
+def find_row(registry: Mapping[str, R], kind: str, name: str) -> R:
+    """Return the row called `name`.
+
+    Args:
+        registry: Name -> row.
+        kind: What a row is, for the message: "architecture", "clusterer".
+        name: What the user typed.
+
+    Raises:
+        UsageError: There is no such row.
+    """
+    if name not in registry:
+        known = f"Known: {', '.join(registry)}."
+        raise UsageError(f'there is no {kind} "{name}".', f"{did_you_mean(name, registry) or ''} {known}".strip())
+    return registry[name]
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Args:
+        module: What to import.
+        extra: The extra of ccreid that brings it.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UsageError(
+            f"this needs the package {package}, which is not installed.", f"pip install 'ccreid[{extra}]'"
+        ) from error
