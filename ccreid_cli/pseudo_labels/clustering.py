@@ -20,6 +20,7 @@ from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.machine.stopwatch import Stopwatch
 from ccreid_cli.pseudo_labels.jaccard import jaccard_graph
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
+from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,6 @@ def cluster_by_infomap(table: FeatureTable, settings: ClusterSettings, watch: St
 
 
 Clusterer = Callable[[FeatureTable, ClusterSettings, Stopwatch], NDArray[np.int64]]
-
-CLUSTERERS: dict[str, Clusterer] = {"dbscan": cluster_by_dbscan, "infomap": cluster_by_infomap}
 
 
 def dbscan(graph: sparse.csr_matrix, eps: float, min_samples: int = 4) -> NDArray[np.int64]:

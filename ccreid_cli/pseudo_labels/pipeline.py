@@ -12,8 +12,9 @@ from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.core.words import plural
 from ccreid_cli.machine.stopwatch import Stopwatch
-from ccreid_cli.pseudo_labels.clustering import CLUSTERERS, ClusterSettings
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
+from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
 __all__ = ["ClusterSettings", "PseudoLabels", "pseudo_labels"]
 
@@ -66,7 +67,7 @@ def pseudo_labels(
     else:
         with watch.stage("neighbors"):
             table = FeatureTable(_unit_rows(features, device), device)
-        labels = CLUSTERERS[settings.method](table, settings, watch)
+        labels = CLUSTERERS[settings.method].load()(table, settings, watch)
     num_clusters, num_outliers = int(labels.max(initial=-1)) + 1, int((labels == -1).sum())
     reporter.message(
         f"{settings.method}: {plural(num_clusters, 'cluster')}, {num_outliers:,} of {len(labels):,} images in none"

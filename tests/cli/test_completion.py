@@ -32,7 +32,7 @@ def test_lists_are_those_of_the_registries() -> None:
     from ccreid_cli.models.backbones import BACKBONES
     from ccreid_cli.models.file_forms import EXPORT_SUFFIXES
     from ccreid_cli.models.pooling import POOLINGS
-    from ccreid_cli.pseudo_labels.clustering import CLUSTERERS
+    from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
     assert set(completing.DATASETS) == set(CATALOG)
     assert set(completing.ARCHITECTURES) == set(BACKBONES)

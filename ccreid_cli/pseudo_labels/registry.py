@@ -1,0 +1,52 @@
+"""The clusterers by name. Another one is a function in a module of its own and a row here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ccreid_cli.core.components import Component
+
+if TYPE_CHECKING:
+    from ccreid_cli.pseudo_labels.clustering import Clusterer
+
+
+@dataclass(frozen=True)
+class ClustererRow(Component["Clusterer"]):
+    """A clusterer, and how it reads ``--eps``.
+
+    Attributes:
+        larger_eps_joins_more: Whether a larger eps puts more images into clusters: true of a distance, false of a
+            similarity.
+    """
+
+    larger_eps_joins_more: bool = True
+
+
+def _dbscan() -> Clusterer:
+    from ccreid_cli.pseudo_labels.clustering import cluster_by_dbscan
+
+    return cluster_by_dbscan
+
+
+def _infomap() -> Clusterer:
+    from ccreid_cli.pseudo_labels.clustering import cluster_by_infomap
+
+    return cluster_by_infomap
+
+
+CLUSTERERS: dict[str, ClustererRow] = {
+    "dbscan": ClustererRow(
+        "DBSCAN on k-reciprocal Jaccard distances, as in the paper",
+        _dbscan,
+        {"eps": 0.6, "k1": 30, "k2": 6},
+    ),
+    "infomap": ClustererRow(
+        "Infomap on cosine similarities, as in the November 2021 version",
+        _infomap,
+        {"eps": 0.5, "k1": 15, "k2": 4},
+        needs=("infomap", "infomap"),
+        larger_eps_joins_more=False,
+    ),
+}
+"""Defaults are those of the November 2021 version."""
