@@ -11,7 +11,6 @@ from typing import Any
 
 from ccreid_cli.cli import output
 from ccreid_cli.cli.json_lines import JsonStream, write_event
-from ccreid_cli.cli.pace import Pace
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter, Task
 from ccreid_cli.core.suggest import did_you_mean
@@ -58,16 +57,15 @@ class PlainReporter:
         output.warn(text)
 
     @contextmanager
-    def task(self, description: str, total: int, unit: str = "it") -> Iterator[Task]:
+    def task(self, description: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Task]:
         """Show a line every ten seconds while the block runs; short blocks show nothing."""
         from tqdm.auto import tqdm
 
-        style = {} if _in_notebook() else self._as_lines()
-        bar = tqdm(
-            total=total or None, desc=description, unit=unit, unit_scale=unit == "B", leave=False, miniters=1, **style
-        )
+        style: dict[str, Any] = {} if _in_notebook() else self._as_lines()
+        style |= {"unit": unit, "unit_scale": unit == "B", "leave": False, "miniters": 1}
+        bar = tqdm(desc=description, total=total or None, initial=done, **style)
         try:
-            yield _TqdmTask(bar, total)
+            yield _TqdmTask(bar)
         finally:
             bar.close()
 
@@ -102,17 +100,12 @@ class _LineStream:
 
 
 class _TqdmTask:
-    def __init__(self, bar: Any, total: int) -> None:
+    def __init__(self, bar: Any) -> None:
         self._bar = bar
-        self._pace = Pace(total)
         self._notes: dict[str, object] = {}
 
     def advance(self, amount: int = 1) -> None:
-        if self._pace.advance(amount):
-            self._bar.initial += amount
-            self._bar.n += amount
-        else:
-            self._bar.update(amount)
+        self._bar.update(amount)
 
     def note(self, **fields: object) -> None:
         self._notes.update(fields)
@@ -131,10 +124,10 @@ class JsonReporter:
         self.write("warning", text=text)
 
     @contextmanager
-    def task(self, description: str, total: int, unit: str = "it") -> Iterator[Task]:
+    def task(self, description: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Task]:
         """Write objects with event "begin", "progress" (at most one a second) and "end"."""
-        self.write("begin", task=description, total=total, unit=unit)
-        task = _JsonTask(self, description, total)
+        self.write("begin", task=description, done=done, total=total, unit=unit)
+        task = _JsonTask(self, description, total, done)
         try:
             yield task
         finally:
@@ -146,27 +139,26 @@ class JsonReporter:
 
 
 class _JsonTask:
-    def __init__(self, reporter: JsonReporter, description: str, total: int) -> None:
+    def __init__(self, reporter: JsonReporter, description: str, total: int, done: int) -> None:
         self._reporter, self._description = reporter, description
-        self._pace = Pace(total)
+        self._total, self._done, self._done_before = total, done, done
         self._notes: dict[str, object] = {}
-        self._last = 0.0
+        self._started = time.monotonic()
+        self._written = 0.0
 
     def state(self) -> dict[str, object]:
-        left = self._pace.seconds_left()
-        return {
-            "task": self._description,
-            "done": self._pace.done,
-            "total": self._pace.total,
-            "seconds_left": None if left is None else round(left, 1),
-            "notes": self._notes,
-        }
+        """Return how far the work is; the seconds left are null until there is something to go by."""
+        left = None
+        if self._total and (counted := self._done - self._done_before):
+            left = round((time.monotonic() - self._started) / counted * (self._total - self._done), 1)
+        task = {"task": self._description, "done": self._done, "total": self._total}
+        return {**task, "seconds_left": left, "notes": self._notes}
 
     def advance(self, amount: int = 1) -> None:
-        self._pace.advance(amount)
+        self._done += amount
         now = time.monotonic()
-        if now - self._last >= 1:
-            self._last = now
+        if now - self._written >= 1:
+            self._written = now
             self._reporter.write("progress", **self.state())
 
     def note(self, **fields: object) -> None:

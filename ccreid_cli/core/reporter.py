@@ -31,8 +31,15 @@ class Reporter(Protocol):
     def warning(self, text: str) -> None:
         """Say one line that the user should not miss."""
 
-    def task(self, description: str, total: int, unit: str = "it") -> AbstractContextManager[Task]:
-        """Open a bar of `total` units; it closes with the context."""
+    def task(self, description: str, total: int, unit: str = "it", done: int = 0) -> AbstractContextManager[Task]:
+        """Open a bar; it closes with the context.
+
+        Args:
+            description: What the work is called.
+            total: How many units there are; 0 when that is not known.
+            unit: What one unit is called; "B" shows sizes.
+            done: How many of them were done before, as in a resumed run: they say nothing on speed.
+        """
 
 
 class _SilentTask:
@@ -53,7 +60,7 @@ class SilentReporter:
         """Drop the line."""
 
     @contextmanager
-    def task(self, description: str, total: int, unit: str = "it") -> Iterator[Task]:
+    def task(self, description: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Task]:
         """Give a bar that shows nothing."""
         yield _SilentTask()
 

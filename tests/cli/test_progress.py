@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ccreid_cli.cli.live_view import LiveReporter, gpu_memory
-from ccreid_cli.cli.pace import HEAD_START_SECONDS, Pace, as_bytes, as_count, as_time
+from ccreid_cli.cli.live_view import LiveReporter, LiveView, amount_and_rate, gpu_memory, time_left
 from ccreid_cli.cli.progress import STYLES, JsonReporter, PlainReporter, make_reporter
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.reporter import SilentReporter
@@ -32,68 +31,60 @@ def clock() -> Clock:
     return Clock()
 
 
-def _advance(pace: Pace, clock: Clock, seconds: float, amount: int) -> None:
-    clock.now += seconds
-    pace.advance(amount)
+def _row(view: LiveView, index: int = 0) -> tuple[str, str]:
+    rows = view.tasks
+    return amount_and_rate(rows[index]), time_left(rows[index], rows)
 
 
-def test_pace(clock: Clock) -> None:
-    pace = Pace(10, clock)
-    assert (pace.rate(), pace.seconds_left()) == (0, None)
-    _advance(pace, clock, 20, 2)
-    assert pace.rate() == pytest.approx(0.1)
-    assert pace.seconds_left() == pytest.approx(80)
+def test_amount_rate_and_time_left(clock: Clock) -> None:
+    view = LiveView(clock)
+    task = view.open_task("extract", 12936, "img", 0)
+    assert _row(view) == ("0/12,936", "–:– left")
+    clock.now += 2
+    task.advance(3000)
+    assert _row(view) == ("3,000/12,936 1,500.0 img/s", "00:07 left")
     clock.now += 5
-    assert pace.seconds_left() == pytest.approx(75)
+    assert _row(view)[1] == "00:02 left"  # it runs down between two calls
     clock.now += 500
-    assert pace.seconds_left() == 0
+    assert _row(view)[1] == "00:00 left"
+
+
+def test_slow_units_are_told_by_their_seconds(clock: Clock) -> None:
+    view = LiveView(clock)
+    task = view.open_task("epochs", 101, "epoch", 0)
+    clock.now += 3600
+    task.advance()
+    assert _row(view) == ("1/101 3,600.0 s/epoch", "100:00:00 left")
+
+
+@pytest.mark.parametrize(("total", "text"), [(12936, "3.0 kB/12.9 kB 1.5 kB/s"), (0, "3.0 kB 1.5 kB/s")])
+def test_bytes(clock: Clock, total: int, text: str) -> None:
+    view = LiveView(clock)
+    task = view.open_task("download", total, "B", 0)
+    clock.now += 2
+    task.advance(3000)
+    assert _row(view) == (text, "00:07 left" if total else "")
 
 
 def test_what_was_done_before_says_nothing_on_speed(clock: Clock) -> None:
     """A run resumed at epoch 40 of 50 must not look as if it had done 40 epochs in no time."""
-    pace = Pace(50, clock)
-    _advance(pace, clock, HEAD_START_SECONDS / 2, 40)
-    assert pace.seconds_left() is None
-    _advance(pace, clock, 60 - HEAD_START_SECONDS / 2, 1)
-    assert pace.done == 41
-    assert pace.seconds_left() == pytest.approx(9 * 60)
+    view = LiveView(clock)
+    task = view.open_task("epochs", 50, "epoch", 40)
+    assert _row(view) == ("40/50", "–:– left")
+    clock.now += 60
+    task.advance()
+    assert _row(view) == ("41/50 60.0 s/epoch", "09:00 left")
 
 
-def test_first_unit_is_judged_by_its_parts(clock: Clock) -> None:
-    epochs = Pace(50, clock)
+def test_the_first_unit_is_judged_by_its_parts(clock: Clock) -> None:
+    view = LiveView(clock)
+    view.open_task("epochs", 50, "epoch", 0)
     clock.now += 30  # extraction and labels
-    steps = Pace(200, clock)
-    assert epochs.least_seconds_left(steps) is None
-    _advance(steps, clock, 10, 20)
-    assert epochs.least_seconds_left(steps) == pytest.approx(50 * (30 + 100) - 40)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "00:00"), (59.6, "01:00"), (3599, "59:59"), (3600, "1:00:00"), (360000, "100:00:00")]
-)
-def test_as_time(seconds: float, text: str) -> None:
-    assert as_time(seconds) == text
-
-
-def test_as_count(clock: Clock) -> None:
-    pace = Pace(12936, clock)
-    assert as_count(pace, "img") == "0/12,936"
-    _advance(pace, clock, 2, 3000)
-    assert as_count(pace, "img") == "3,000/12,936 1,500.0 img/s"
-    assert as_count(pace, "B") == "3.0 kB/12.9 kB 1.5 kB/s"
-    slow = Pace(50, clock)
-    _advance(slow, clock, 63, 1)
-    assert as_count(slow, "epoch") == "1/50 63.0 s/epoch"
-    unknown = Pace(0, clock)
-    _advance(unknown, clock, 1, 1500)
-    assert as_count(unknown, "B") == "1.5 kB 1.5 kB/s"
-    assert unknown.seconds_left() is None
-
-
-def test_as_bytes() -> None:
-    assert [as_bytes(number) for number in (12, 1500, 2.5e6, 3.25e9, 5e12)] == [
-        *("12 B", "1.5 kB", "2.5 MB", "3.2 GB", "5000.0 GB"),
-    ]
+    steps = view.open_task("train", 200, "it", 0)
+    assert _row(view)[1] == "–:– left"
+    clock.now += 10
+    steps.advance(20)
+    assert _row(view)[1] == ">1:47:40 left"  # 50 times 30 s and 200 steps of 0.5 s, less the 40 s so far
 
 
 def test_make_reporter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +105,7 @@ def test_no_gpu_memory_without_a_gpu() -> None:
 def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = make_reporter("json")
     reporter.message("hello")
-    with reporter.task("train", 4, "it") as task:
+    with reporter.task("train", 6, "it", done=2) as task:
         task.note(loss=1.5, task="a name that the line has too")
         for _ in range(4):
             task.advance()
@@ -122,14 +113,15 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.out == ""
     lines = [json.loads(line) for line in captured.err.splitlines()]
     assert [line["event"] for line in lines] == ["message", "begin", "progress", "end"]
-    assert (lines[-1]["task"], lines[-1]["done"], lines[-1]["notes"]["loss"]) == ("train", 4, 1.5)
+    assert [line["done"] for line in lines[1:]] == [2, 3, 6]
+    assert lines[1].keys() >= {"task", "total", "unit"} and lines[-1]["seconds_left"] == 0
+    assert (lines[-1]["task"], lines[-1]["notes"]["loss"]) == ("train", 1.5)
 
 
 def test_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PlainReporter, "SECONDS_BETWEEN_LINES", 0.0)
-    monkeypatch.setattr("ccreid_cli.cli.pace.HEAD_START_SECONDS", 0.0)
     reporter = make_reporter("plain")
-    with reporter.task("epochs", 3, "epoch") as outer:
+    with reporter.task("epochs", 43, "epoch", done=40) as outer:
         outer.note(clusters=532)
         for _ in range(3):
             with reporter.task("train", 2, "it") as inner:
@@ -137,13 +129,11 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
             outer.note(loss=1.25)
             outer.advance()
         reporter.message("done")
-    with reporter.task("download", 0, "B") as task:
-        task.advance(1500)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert not {"\r", "\x1b"} & set(captured.err)
     lines = captured.err.splitlines()
-    assert any(line.startswith("epochs: 2/3 (67%)") and "clusters=532, loss=1.25" in line for line in lines), lines
+    assert any(line.startswith("epochs: 42/43 (98%)") and "clusters=532, loss=1.25" in line for line in lines), lines
     assert "done" in lines
 
 
@@ -158,8 +148,7 @@ import sys, time
 from ccreid_cli.cli.progress import make_reporter
 reporter = make_reporter("auto")
 print("result")
-with reporter.task("epochs", 5, "epoch") as outer:
-    outer.advance(1)
+with reporter.task("epochs", 5, "epoch", done=1) as outer:
     outer.note(stage="train", clusters=532)
     for epoch in range(2):
         with reporter.task(f"train epoch {epoch + 2}", 20, "it") as inner:
@@ -206,9 +195,11 @@ def _plain(text: str) -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
-@pytest.mark.parametrize("columns", [60, 120])
-def test_live_view(columns: int) -> None:
-    seen = _on_terminal(columns)
+@pytest.mark.parametrize(("columns", "environment"), [(60, {"NO_COLOR": "1"}), (120, {})], ids=str)
+def test_live_view(columns: int, environment: dict[str, str]) -> None:
+    import re
+
+    seen = _on_terminal(columns, **environment)
     lines = _plain(seen)
     assert max(map(len, lines)) <= columns
     assert any("epochs" in line and "1/5" in line and "left" in line for line in lines)
@@ -216,16 +207,8 @@ def test_live_view(columns: int) -> None:
     assert any("clusters 532" in line and "loss 1." in line for line in lines)
     assert "epoch 3 is done" in lines
     assert lines.count("result") == 1
-    assert "\x1b[38;5;" in seen or "\x1b[3" in seen
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
-def test_live_view_without_colour() -> None:
-    import re
-
-    seen = _on_terminal(80, NO_COLOR="1")
-    assert "train epoch 2" in seen
-    assert not re.search(r"\x1b\[[0-9;]*3[0-9](;|m)", seen)
+    in_colour = re.search(r"\x1b\[[0-9;]*3[0-9](;|m)", seen)
+    assert bool(in_colour) is ("NO_COLOR" not in environment)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
