@@ -27,13 +27,15 @@ from ccreid_cli.core.words import plural
 from ccreid_cli.engine.extraction import default_batch_size, extract_features
 from ccreid_cli.engine.labelling import cluster_settings
 from ccreid_cli.engine.retrieval_scores import evaluate_features
-from ccreid_cli.engine.step import Batch, TrainStep, make_optimizer
+from ccreid_cli.engine.step import TrainStep, make_optimizer
 from ccreid_cli.images.augment import draw_augmentation, normalize
 from ccreid_cli.images.opening import keep_on_device
 from ccreid_cli.images.store import ImageStore, open_store
 from ccreid_cli.machine.device import autocast
 from ccreid_cli.machine.distributed import Group, threads_per_process
-from ccreid_cli.method.memory import ClusterMemory
+from ccreid_cli.method.batch import Batch
+from ccreid_cli.method.interface import Method
+from ccreid_cli.method.registry import METHODS
 from ccreid_cli.method.sampling import sample_epoch
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.neighbors import fastest_dtype
@@ -115,7 +117,7 @@ def time_step(bench: Bench) -> list[StageResult]:
             "fp32 channels first, network alone",
             {"network alone": resident},
             f"{100 * resident / seconds:.0f} % of it the network"
-            + (f"; in {step.parts} parts, to fit" if step.parts > 1 else ""),
+            + (f"; in {step.micro_batches.count} parts, to fit" if step.micro_batches.count > 1 else ""),
             {"batch": size, "parameters": sum(value.numel() for value in model.parameters())},
         )
     ]
@@ -130,22 +132,23 @@ def _training(bench: Bench, num_images: int, size: int) -> tuple[Callable[[], No
         model,
         make_optimizer(model, config.lr, config.weight_decay),
         store,
+        _method(bench, num_images // IMAGES_PER_IDENTITY + 1),
         precision=bench.precision,
         group=Group(device=device),
         batch_size=size,
         samples_per_bn=config.samples_per_bn,
         reporter=bench.reporter,
     )
-    labels = np.arange(num_images) // IMAGES_PER_IDENTITY
+    targets = torch.arange(num_images) // IMAGES_PER_IDENTITY
+    cameras = torch.from_numpy(made_cameras(num_images))
     batches = sample_epoch(
-        labels,
-        made_cameras(num_images),
+        targets.numpy(),
+        cameras.numpy(),
         batch_size=size,
         num_instances=min(config.num_instances, size),
         num_batches=64,
         generator=np.random.default_rng(config.seed),
     )
-    memory = _memory(bench, int(labels[-1]) + 1)
     numbers, rows = count(), cycle(batches)
     # A GPU is waited for after several steps only, as in training.
     steps_per_run = 10 if bench.on_gpu else 1
@@ -156,24 +159,31 @@ def _training(bench: Bench, num_images: int, size: int) -> tuple[Callable[[], No
             indices = next(rows)
             generator = torch.Generator().manual_seed(next(numbers))
             plan = draw_augmentation(size, config.height, config.width, generator)
-            step(Batch(indices, torch.from_numpy(labels[indices]), plan), memory)
+            chosen = torch.from_numpy(indices)
+            step(Batch(indices, targets[chosen], cameras[chosen], plan))
 
     return run, steps_per_run, step
 
 
-def _memory(bench: Bench, num_clusters: int) -> ClusterMemory:
+def _method(bench: Bench, num_clusters: int) -> Method:
+    """Return the run's method as it is in an epoch with at least as many clusters as real data gives."""
     config = bench.settings.config
     random = torch.Generator().manual_seed(config.seed)
-    rows = torch.randn(max(_LEAST_CLUSTERS, num_clusters), bench.model.embedding_dim, generator=random)
-    centroids = torch.nn.functional.normalize(rows).to(bench.device)
-    return ClusterMemory(centroids, config.temp, config.momentum, config.use_hard)
+    number = max(_LEAST_CLUSTERS, num_clusters)
+    rows = torch.nn.functional.normalize(torch.randn(number, bench.model.embedding_dim, generator=random))
+    method = METHODS["cluster-contrast"].load()(bench.model, config)
+    method.begin_epoch(0, rows.to(bench.device), torch.arange(number), torch.zeros(number, dtype=torch.int64))
+    return method
 
 
 def _time_network(bench: Bench, model: ReidNet, inputs: torch.Tensor, precision: str) -> float:
     """Time steps of a network on one batch that is there already: no images to fetch, none to augment."""
     config = bench.settings.config
     optimizer = make_optimizer(model, config.lr, config.weight_decay)
-    memory, targets = _memory(bench, 0), torch.arange(len(inputs)) // config.num_instances % _LEAST_CLUSTERS
+    method, size = _method(bench, 0), len(inputs)
+    targets = torch.arange(size) // config.num_instances % _LEAST_CLUSTERS
+    plan = draw_augmentation(size, config.height, config.width, torch.Generator().manual_seed(0))
+    batch = Batch(np.arange(size), targets, torch.zeros_like(targets), plan)
     repeats = 10 if bench.on_gpu else 1
 
     def run() -> None:
@@ -182,9 +192,9 @@ def _time_network(bench: Bench, model: ReidNet, inputs: torch.Tensor, precision:
             optimizer.zero_grad(set_to_none=True)
             with autocast(bench.device, precision):
                 features = model(inputs)
-            torch.autograd.backward(memory.loss(features, targets))
+            torch.autograd.backward(method.loss(features, inputs, batch))
             optimizer.step()
-            memory.update(features.detach(), targets)
+            method.after_step(features.detach(), batch)
 
     return measure(run, bench.device, budget=bench.settings.budget / 2).seconds / repeats
 

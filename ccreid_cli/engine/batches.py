@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ccreid_cli.core.config import TrainConfig
-from ccreid_cli.engine.step import Batch
 from ccreid_cli.images.augment import draw_augmentation
 from ccreid_cli.machine.device import derived_seed
+from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.sampling import sample_epoch
 
 
@@ -19,15 +18,15 @@ class EpochBatches:
     Args:
         config: The run's settings.
         labels: (N,) int64 pseudo-labels, -1 for outliers.
-        camera_ids: (N,) cameras of the images.
+        camera_ids: (N,) int64 cameras of the images.
         epoch: From 0.
     """
 
-    def __init__(self, config: TrainConfig, labels: torch.Tensor, camera_ids: NDArray[np.int64], epoch: int) -> None:
-        self._config, self._labels, self._epoch = config, labels, epoch
+    def __init__(self, config: TrainConfig, labels: torch.Tensor, camera_ids: torch.Tensor, epoch: int) -> None:
+        self._config, self._labels, self._camera_ids, self._epoch = config, labels, camera_ids, epoch
         self._rows = sample_epoch(
             labels.numpy(),
-            camera_ids,
+            camera_ids.numpy(),
             batch_size=config.batch_size,
             num_instances=config.num_instances,
             num_batches=config.iters,
@@ -41,4 +40,5 @@ class EpochBatches:
         step = (config.seed, self._epoch, number)
         generator = torch.Generator().manual_seed(derived_seed("augment", *step))
         plan = draw_augmentation(len(indices), config.height, config.width, generator)
-        return Batch(indices, self._labels[torch.from_numpy(indices)], plan, derived_seed("network", *step))
+        rows = torch.from_numpy(indices)
+        return Batch(indices, self._labels[rows], self._camera_ids[rows], plan, derived_seed("network", *step))

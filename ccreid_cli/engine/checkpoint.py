@@ -25,7 +25,7 @@ from ccreid_cli.core.errors import CheckpointError
 from ccreid_cli.core.files import atomic_path
 
 FORMAT = "ccreid-checkpoint"
-VERSION = 1
+VERSION = 2
 _NUMBERED = re.compile(r"epoch-(\d+)(?:-step-(\d+))?\.pt$")
 
 
@@ -93,6 +93,19 @@ def read_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     stored = whole.pop("digest", None)
     if stored != digest(whole):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match.")
+    return _as_newest(whole)
+
+
+def _as_newest(whole: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint of any version in the form of the newest.
+
+    Version 1 (ccreid 0.1.0) kept the centroids of the one method that there was beside the run's other state.
+    """
+    if whole.get("version") == 1 and "training" in whole:
+        training = dict(whole["training"])
+        centroids = training.pop("centroids", None)
+        training["method"] = {} if centroids is None else {"centroids": centroids}
+        return {**whole, "version": VERSION, "training": training}
     return whole
 
 

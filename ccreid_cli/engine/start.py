@@ -22,9 +22,9 @@ from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.checkpoint import config_of
 from ccreid_cli.engine.labelling import cluster_settings
 from ccreid_cli.engine.metric_writers import require_writers
+from ccreid_cli.engine.micro_batches import share_chunks
 from ccreid_cli.engine.recovery import recover
 from ccreid_cli.engine.run_folder import RunFolder, default_name, describe_environment
-from ccreid_cli.engine.step import share_chunks
 from ccreid_cli.engine.test_set import TestSet
 from ccreid_cli.engine.trainer import Trainer
 from ccreid_cli.images.opening import image_settings, is_sharded, keep_on_device, open_paths
@@ -38,6 +38,7 @@ from ccreid_cli.machine.device import (
 )
 from ccreid_cli.machine.distributed import Group, launched_world, process_group
 from ccreid_cli.machine.signals import stop_on_signals
+from ccreid_cli.method.registry import METHODS
 from ccreid_cli.models.backbones import BACKBONES
 from ccreid_cli.models.placing import place, probe_precision
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
@@ -330,6 +331,7 @@ def _carry_through(
             config,
             dataset,
             model,
+            METHODS["cluster-contrast"].load()(model, config),
             store,
             test_set,
             run=run,

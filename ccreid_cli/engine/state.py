@@ -1,4 +1,4 @@
-"""What decides the future of a run, beside model and optimiser, as plain values that a checkpoint can hold."""
+"""Where a run is, beside model, method and optimizer, as plain values that a checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ class TrainState:
         epoch: Epochs done.
         step: Steps done within the epoch under way; 0 between epochs.
         labels: (N,) pseudo-labels of the epoch under way; None between epochs.
-        centroids: (C, D) the memory of the epoch under way; None between epochs.
         losses: (iters,) float32 losses of the steps done in the epoch under way; None between epochs.
         line: The metrics line of the epoch under way.
         best: The best evaluation so far, with its epoch; empty before the first.
@@ -35,7 +34,6 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     labels: torch.Tensor | None = None
-    centroids: torch.Tensor | None = None
     losses: torch.Tensor | None = None
     line: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
@@ -45,21 +43,29 @@ class TrainState:
     def pack(self) -> dict[str, Any]:
         """Return the state as plain values and tensors."""
         texts = {name: json.dumps(getattr(self, name)) for name in ("line", "best", "last", "metrics")}
-        tensors = {"labels": self.labels, "centroids": self.centroids, "losses": self.losses}
+        tensors = {"labels": self.labels, "losses": self.losses}
         return {"epoch": self.epoch, "step": self.step, **texts, **tensors}
 
     @classmethod
     def unpack(cls, packed: dict[str, Any]) -> TrainState:
         """Return what `pack` was given."""
         texts = {name: json.loads(packed[name]) for name in ("line", "best", "last", "metrics")}
-        rest = {name: packed[name] for name in ("epoch", "step", "labels", "centroids", "losses")}
+        rest = {name: packed[name] for name in ("epoch", "step", "labels", "losses")}
         return cls(**rest, **texts)
+
+    def note_evaluation(self, evaluation: dict[str, Any]) -> bool:
+        """Keep the scores of the epoch under way, and tell whether they are the best so far."""
+        self.last = {"epoch": self.epoch, **evaluation}
+        is_best: bool = evaluation["mAP"] > self.best.get("mAP", -1.0)
+        if is_best:
+            self.best = dict(self.last)
+        return is_best
 
     def end_epoch(self) -> None:
         """Count the epoch under way as done."""
         self.metrics.append(self.line)
         self.epoch, self.step, self.line = self.epoch + 1, 0, {}
-        self.labels = self.centroids = self.losses = None
+        self.labels = self.losses = None
 
     def seconds_by_stage(self) -> dict[str, float]:
         """Return how long each stage took in all epochs done, in the order of an epoch."""

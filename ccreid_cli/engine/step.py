@@ -1,54 +1,36 @@
-"""One training step: the batch of all processes through the network, the loss, the optimiser, the memory.
+"""One training step: the batch of all processes through the network, the method's loss, the optimizer.
 
-Batch norm sees chunks of the batch (`models.batch_norm.bn_chunks`), so a step may be computed chunk by chunk, in one
-process or several, with the same result: gradients add up, running statistics average, the memory moves afterwards.
-Layers that draw random numbers (dropout, stochastic depth) draw them chunk by chunk too.
+Batch norm sees chunks of the batch (`models.batch_norm.bn_chunks`), so a step may be computed in micro-batches of whole
+chunks, in one process or several, with the same result: gradients add up, running statistics are averaged, and the
+method sees the features of the whole batch afterwards. Layers that draw random numbers (dropout, stochastic depth) draw
+them chunk by chunk too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import StochasticDepth
 
-from ccreid_cli.core.errors import DeviceError, UsageError
+from ccreid_cli.core.errors import DeviceError
 from ccreid_cli.core.reporter import Reporter
-from ccreid_cli.core.words import plural
-from ccreid_cli.engine.step_sums import Gradients, RunningStatistics
-from ccreid_cli.images.augment import AugmentPlan, augment
+from ccreid_cli.engine.accumulate import Gradients, RunningStatistics
+from ccreid_cli.engine.micro_batches import MicroBatch, MicroBatches
+from ccreid_cli.images.augment import augment
 from ccreid_cli.images.sharded_store import ShardedStore
 from ccreid_cli.images.source import ImageSet, ImageSource
 from ccreid_cli.machine.device import autocast, derived_seed, unless_out_of_memory
 from ccreid_cli.machine.distributed import Group
-from ccreid_cli.method.memory import ClusterMemory
-from ccreid_cli.models.batch_norm import bn_chunks
+from ccreid_cli.method.batch import Batch
+from ccreid_cli.method.interface import Method
 from ccreid_cli.models.reid_net import ReidNet
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step of all processes trains on.
-
-    Attributes:
-        indices: (B,) rows of the image store.
-        targets: (B,) int64 clusters.
-        plan: The augmentation of the B images.
-        seed: What random layers start from.
-    """
-
-    indices: NDArray[np.int64]
-    targets: Tensor
-    plan: AugmentPlan
-    seed: int = 0
 
 
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam:
@@ -58,26 +40,6 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
     return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
 
 
-def share_chunks(batch_size: int, samples_per_bn: int, world: int) -> list[int]:
-    """Cut a batch into batch-norm chunks that `world` processes can share.
-
-    Returns:
-        The size of each chunk, in batch order.
-
-    Raises:
-        UsageError: There are more processes than chunks.
-    """
-    chunks = bn_chunks(batch_size, samples_per_bn)
-    if world > len(chunks):
-        most = plural(len(chunks), "process", "processes")
-        raise UsageError(
-            f"{world} processes cannot share a batch of {plural(len(chunks), 'batch-norm chunk')} "
-            f"(batch size {batch_size}, --samples-per-bn {samples_per_bn}).",
-            f"Use at most {most}, or a larger batch, or a smaller --samples-per-bn.",
-        )
-    return chunks
-
-
 class TrainStep:
     """Runs training steps, splitting them over processes and, when memory is short, over time.
 
@@ -85,6 +47,7 @@ class TrainStep:
         model: The network, on this process's device.
         optimizer: Over the network's parameters.
         store: The training images.
+        method: What is learnt from; the same state in every process.
         precision: ``fp32`` or ``bf16``.
         group: The processes of the run.
         batch_size: Images of a step over all processes.
@@ -93,7 +56,7 @@ class TrainStep:
         exact: Give the same bits for any number of processes: compute chunk by chunk and sum in double precision.
 
     Attributes:
-        parts: In how many parts, one after another, this process computes its share of a step.
+        micro_batches: How this process's share of a step is cut.
 
     Raises:
         UsageError: There are more processes than batch-norm chunks.
@@ -104,6 +67,7 @@ class TrainStep:
         model: ReidNet,
         optimizer: torch.optim.Optimizer,
         store: ImageSet,
+        method: Method,
         *,
         precision: str,
         group: Group,
@@ -115,34 +79,21 @@ class TrainStep:
         self.model = model
         self.optimizer = optimizer
         self.store = store
-        self._images: ImageSource = store
+        self.method = method
         self.precision = precision
         self.group = group
         self.reporter = reporter
-        chunks = share_chunks(batch_size, samples_per_bn, group.world)
-        edges = np.concatenate([[0], np.cumsum(chunks)]).tolist()
-        bounds = [group.bounds(len(chunks), rank) for rank in range(group.world)]
-        first, last = bounds[group.rank]
-        self._first_chunk = first
-        self._edges: list[int] = edges[first : last + 1]
-        self._sizes: list[int] = [edges[stop] - edges[start] for start, stop in bounds]
-        self._num_chunks = len(chunks)
-        self._batch_size = batch_size
         self._is_random = draws_random_numbers(model)
-        self.parts = last - first if self._is_random or exact else 1
+        self.micro_batches = MicroBatches(batch_size, samples_per_bn, group, chunk_by_chunk=self._is_random or exact)
         self._statistics = RunningStatistics(model)
         self._gradients = Gradients(model) if exact else None
-        self._exchanging = False
-        self._network: nn.Module = model
-        if group.world > 1 and not exact:
-            self._network = _parallel(model)
+        self._parallel = _parallel(model) if group.world > 1 and not exact else None
 
-    def __call__(self, batch: Batch, memory: ClusterMemory) -> Tensor:
-        """Train on one batch and move the memory.
+    def __call__(self, batch: Batch) -> Tensor:
+        """Train on one batch.
 
         Args:
             batch: The same batch in every process.
-            memory: The same memory in every process.
 
         Returns:
             This process's part of the mean loss, detached; the parts of all processes add up to the loss.
@@ -151,41 +102,42 @@ class TrainStep:
             DeviceError: The step does not fit into the device's memory, however it is split.
         """
         self._statistics.remember()
+        images: ImageSource = self.store
         if isinstance(self.store, ShardedStore):  # once, however often parts of the step are tried
-            self._images = self.store.exchange(batch.indices, self._sizes)
+            images = self.store.exchange(batch.indices, self.micro_batches.sizes)
         done = None
         while done is None:
-            done = unless_out_of_memory(lambda: self._forward_backward(batch, memory))
+            done = unless_out_of_memory(partial(self._accumulate, batch, images))
             if done is None:
-                self._split_further(batch, memory)
+                self._make_room(batch, images)
         loss, features = done
         self._finish_sums()
         self.optimizer.step()
-        memory.update(self.group.gather_rows(features, self._sizes), batch.targets)
+        self.method.after_step(self.group.gather_rows(features, self.micro_batches.sizes), batch)
         return loss
 
-    def _forward_backward(self, batch: Batch, memory: ClusterMemory) -> tuple[Tensor, Tensor]:
+    def _accumulate(self, batch: Batch, images: ImageSource) -> tuple[Tensor, Tensor]:
+        """Add up the gradients of this process's micro-batches; return its part of the loss, and its features."""
         self.optimizer.zero_grad(set_to_none=True)
-        cuts = self._cuts()
         total: Tensor = torch.zeros((), device=self.group.device)
         rows = []
-        for part, (first, last) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        for micro in self.micro_batches:
             if self._is_random:
-                torch.manual_seed(derived_seed(batch.seed, self._first_chunk + first))
-            if part:
-                self._statistics.begin_part()
-            loss, features = self._part(batch, memory, self._edges[first], self._edges[last], part == self.parts - 1)
+                torch.manual_seed(derived_seed(batch.seed, micro.chunk))
+            if not micro.is_first:
+                self._statistics.begin_micro_batch()
+            loss, features = self._forward_backward(batch, images, micro)
             if self._is_summed:
-                self._statistics.end_part((last - first) / self._num_chunks)
+                self._statistics.end_micro_batch(micro.chunk_share)
             if self._gradients:
-                self._gradients.end_part()
+                self._gradients.end_micro_batch()
             total += loss
             rows.append(features)
         return total, torch.cat(rows) if len(rows) > 1 else rows[0]
 
     @property
     def _is_summed(self) -> bool:
-        return self.parts > 1 or self.group.world > 1
+        return self.micro_batches.count > 1 or self.group.world > 1
 
     def _finish_sums(self) -> None:
         if self._is_summed:
@@ -193,51 +145,62 @@ class TrainStep:
         if self._gradients:
             self._gradients.finish(self.group)
 
-    def _part(self, batch: Batch, memory: ClusterMemory, start: int, stop: int, is_last: bool) -> tuple[Tensor, Tensor]:
-        """Add the gradients of the images [start, stop) of the batch; the last part exchanges them between ranks."""
-        network = self._network
-        parallel = network if isinstance(network, DistributedDataParallel) else None
-        with parallel.no_sync() if parallel and not is_last else contextlib.nullcontext():
-            loss, features = self._loss(network, batch, memory, start, stop)
-            self._exchanging = is_last and parallel is not None
+    def _forward_backward(self, batch: Batch, images: ImageSource, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a micro-batch; with the last one, processes exchange them."""
+        parallel = self._parallel
+        exchanges = parallel is not None and micro.is_last
+        with parallel.no_sync() if parallel and not exchanges else contextlib.nullcontext():
+            loss, features = self._loss(parallel or self.model, batch, images, micro.start, micro.stop)
             # DistributedDataParallel averages gradients over processes; the loss is a sum over them.
-            scale = self.group.world if parallel else 1
-            torch.autograd.backward(loss * scale)
-        self._exchanging = False
+            backward = partial(torch.autograd.backward, loss * (self.group.world if parallel else 1))
+            if exchanges:
+                self._exchange(backward)
+            else:
+                backward()
         return loss.detach(), features.detach()
 
+    def _exchange(self, backward: Callable[[], Any]) -> None:
+        """Run the backward pass in which processes exchange gradients: none may try it again by itself.
+
+        Raises:
+            DeviceError: It does not fit into memory.
+        """
+
+        def run() -> bool:
+            backward()
+            return True
+
+        if not unless_out_of_memory(run):
+            raise DeviceError(f"{self._too_large}, by little: it ended while exchanging gradients.", f"{_ADVICE}.")
+
     def _loss(
-        self, network: nn.Module, batch: Batch, memory: ClusterMemory, start: int, stop: int
+        self, network: nn.Module, batch: Batch, images: ImageSource, start: int, stop: int
     ) -> tuple[Tensor, Tensor]:
-        images = self._images.gather(batch.indices[start:stop], self.group.device)
-        inputs = augment(images, batch.plan.slice(start, stop))
+        """Return the images' part of the batch's mean loss, and their features."""
+        part = batch.slice(start, stop)
+        inputs = augment(images.gather(part.indices, self.group.device), part.plan)
         with autocast(self.group.device, self.precision):
             features = network(inputs)
-        return memory.loss(features, batch.targets[start:stop]) * ((stop - start) / self._batch_size), features
+        return self.method.loss(features, inputs, part) * (len(part) / len(batch)), features
 
-    def _cuts(self) -> list[int]:
-        """Return where the parts of this process's share begin and end, in batch-norm chunks."""
-        chunks = len(self._edges) - 1
-        return [chunks * part // self.parts for part in range(self.parts + 1)]
-
-    def _split_further(self, batch: Batch, memory: ClusterMemory) -> None:
-        """Make the parts smaller, then the room larger, or give up.
+    def _make_room(self, batch: Batch, images: ImageSource) -> None:
+        """Make the micro-batches smaller; where they cannot be, let kept images leave the device.
 
         Raises:
             DeviceError: Neither can be done.
         """
-        chunks = len(self._edges) - 1
-        left = not self._exchanging and self.parts >= chunks and self.store.leave_device()
+        images_left = not self.micro_batches.can_split and self.store.leave_device()
         self._clear()
-        if left:
+        if images_left:
             self.reporter.warning(
                 f"a step does not fit into memory beside the images: they leave {self.group.device} (same result)."
             )
-            return
-        if self._exchanging or self.parts >= chunks:
-            raise self._too_large(batch, memory)
-        self.parts = min(chunks, self.parts * 2)
-        self.reporter.warning(f"a step does not fit into memory: computing it in {self.parts} parts (same result).")
+        elif self.micro_batches.can_split:
+            self.micro_batches.split()
+            parts = self.micro_batches.count
+            self.reporter.warning(f"a step does not fit into memory: computing it in {parts} parts (same result).")
+        else:
+            raise self._does_not_fit(batch, images)
 
     def _clear(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -247,35 +210,39 @@ class TrainStep:
         if self.group.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _too_large(self, batch: Batch, memory: ClusterMemory) -> DeviceError:
-        advice = "Use --precision bf16, a smaller --height and --width, or another --device"
-        tried = self._edges[1] - self._edges[0]
-        message = f"a training step does not fit into the memory of {self.group.device}"
-        if self._exchanging:
-            return DeviceError(f"{message}, by little: it ended while exchanging gradients.", f"{advice}.")
-        fits = self._largest_that_fits(batch, memory, tried)
+    @property
+    def _too_large(self) -> str:
+        return f"a training step does not fit into the memory of {self.group.device}"
+
+    def _does_not_fit(self, batch: Batch, images: ImageSource) -> DeviceError:
+        tried = self.micro_batches.largest_chunk
+        fits = self._largest_that_fits(batch, images, tried)
         if not fits:
-            return DeviceError(f"{message}: {tried} images at a time do not, and not even 2 do.", f"{advice}.")
+            return DeviceError(f"{self._too_large}: {tried} images at a time do not, and not even 2 do.", f"{_ADVICE}.")
         return DeviceError(
-            f"{message}: {tried} images at a time, which share batch-norm statistics, do not; {fits} do.",
-            f"{advice}; or --samples-per-bn {fits}, which changes the result.",
+            f"{self._too_large}: {tried} images at a time, which share batch-norm statistics, do not; {fits} do.",
+            f"{_ADVICE}; or --samples-per-bn {fits}, which changes the result.",
         )
 
-    def _largest_that_fits(self, batch: Batch, memory: ClusterMemory, tried: int) -> int:
+    def _largest_that_fits(self, batch: Batch, images: ImageSource, tried: int) -> int:
         """Return how many images, halving from what was tried, can be computed at once; 0 for less than two."""
         number = tried // 2
         while number >= 2:
-            fits = unless_out_of_memory(partial(self._try, batch, memory, self._edges[0], number))
+            fits = unless_out_of_memory(partial(self._try, batch, images, number))
             self._clear()
             if fits:
                 return number
             number //= 2
         return 0
 
-    def _try(self, batch: Batch, memory: ClusterMemory, start: int, number: int) -> bool:
-        loss, _ = self._loss(self.model, batch, memory, start, start + number)
+    def _try(self, batch: Batch, images: ImageSource, number: int) -> bool:
+        start = self.micro_batches.first_image
+        loss, _ = self._loss(self.model, batch, images, start, start + number)
         torch.autograd.backward(loss)
         return True
+
+
+_ADVICE = "Use --precision bf16, a smaller --height and --width, or another --device"
 
 
 def _parallel(model: nn.Module) -> DistributedDataParallel:

@@ -1,4 +1,4 @@
-"""The epoch loop: extract -> pseudo-label -> memory -> steps -> evaluate -> save.
+"""The epoch loop: extract -> pseudo-label -> begin the method's epoch -> steps -> evaluate -> save.
 
 Everything random is a pure function of (seed, epoch, step): a run resumed from a save computes what it would have
 computed without the interruption.
@@ -8,39 +8,37 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
 from ccreid_cli.core.config import TrainConfig
-from ccreid_cli.core.errors import CheckpointError, DataError, Interrupted
+from ccreid_cli.core.errors import Interrupted
 from ccreid_cli.core.reporter import Reporter, Task
-from ccreid_cli.core.words import plural
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.batches import EpochBatches
+from ccreid_cli.engine.cluster_checks import check_clusters
 from ccreid_cli.engine.extraction import extract_features
 from ccreid_cli.engine.labelling import label_features
+from ccreid_cli.engine.losses import EpochLosses, mean_loss
 from ccreid_cli.engine.metric_writers import MetricWriter, make_writers
 from ccreid_cli.engine.run_folder import RunFolder
+from ccreid_cli.engine.saving import Saver
+from ccreid_cli.engine.schedule import learning_rate, set_learning_rate
 from ccreid_cli.engine.state import TrainState, describe_epoch
 from ccreid_cli.engine.step import TrainStep, make_optimizer
+from ccreid_cli.engine.stopping import SharedStop
 from ccreid_cli.engine.test_set import TestSet
 from ccreid_cli.images.source import ImageSet
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.host_memory import return_freed_memory
 from ccreid_cli.machine.signals import StopFlag, StopRequested
 from ccreid_cli.machine.stopwatch import synchronize
-from ccreid_cli.method.memory import ClusterMemory
-from ccreid_cli.method.sampling import batches_are_short
+from ccreid_cli.method.interface import Method
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.clustering import label_quality
-
-LR_DECAY = 0.1
-STOP_CHECK_STEPS = 10
-"""Several processes agree on stopping at most every so many steps: it makes them wait for one another."""
 
 
 class Trainer:
@@ -50,6 +48,7 @@ class Trainer:
         config: Settings, every ``auto`` resolved.
         dataset: The images.
         model: The network, on `group.device`.
+        method: What the steps learn from.
         store: The decoded training images.
         test_set: Query and gallery, or None when the dataset has no identities to score with.
         run: Where everything is written, by rank 0.
@@ -63,6 +62,7 @@ class Trainer:
         config: TrainConfig,
         dataset: ReidDataset,
         model: ReidNet,
+        method: Method,
         store: ImageSet,
         test_set: TestSet | None,
         *,
@@ -76,20 +76,25 @@ class Trainer:
         self.config = config
         self.dataset = dataset
         self.model = model
+        self.method = method
         self.store = store
         self.test_set = test_set
         self.run = run
         self.group = group
-        self.stop = stop
         self.reporter = reporter
         self.state = TrainState()
+        self.optimizer = make_optimizer(model, config.lr, config.weight_decay)
+        self._camera_ids = torch.from_numpy(dataset.train.camera_ids)
+        self._learning_rate = learning_rate(config)
+        self._stop = SharedStop(stop, group, config.print_freq)
+        self._saver = Saver(run, config, dataset, model, method, self.optimizer)
         self._writers: MetricWriter | None = None
         self._epochs: Task | None = None
-        self.optimizer = make_optimizer(model, config.lr, config.weight_decay)
-        self.step = TrainStep(
+        self._step = TrainStep(
             model,
             self.optimizer,
             store,
+            method,
             precision=config.precision,
             group=group,
             batch_size=config.batch_size,
@@ -97,6 +102,17 @@ class Trainer:
             reporter=reporter,
             exact=config.deterministic,
         )
+
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Take over a checkpoint, in every process, and make the run's files agree with it.
+
+        Raises:
+            CheckpointError: It does not fit the run's settings.
+        """
+        self.state = self._saver.restore(content)
+        if self.group.is_main:
+            self.state.take_over_save_times(self.run.read_metrics())
+            self.run.write_metrics(self.state.metrics)
 
     def fit(self) -> dict[str, Any]:
         """Train to the last epoch.
@@ -119,7 +135,7 @@ class Trainer:
                     self._train_epoch(task)
                     task.advance()
         except StopRequested:
-            self.save(is_best=False)
+            self._save()
             raise self._interrupted() from None
         finally:
             if self._writers:
@@ -136,96 +152,68 @@ class Trainer:
         self._end_epoch(task, evaluation)
 
     def _begin_epoch(self, task: Task) -> None:
-        """Label the training images with the network as it is now, and start the memory from the clusters."""
-        self._stop_if_asked()
-        self.state.line = {"epoch": self.state.epoch, "seconds": {}}
+        """Label the training images with the network as it is now, and let the method start from the clusters."""
+        state, config = self.state, self.config
+        self._stop.check()
+        state.line = {"epoch": state.epoch, "seconds": {}}
         with self._timed("extract"):
             features = extract_features(
-                self.model,
+                self.method.evaluated(),
                 self.store,
                 device=self.group.device,
-                precision=self.config.precision,
+                precision=config.precision,
                 group=self.group,
                 description="extract",
                 reporter=self.reporter,
-                check_stop=self._check_alone,
+                check_stop=self._stop.check_alone,
             )
-        found = label_features(features, self.config, self.group, self.reporter)
-        self._check_clusters(found.num_clusters, found.num_outliers)
-        self.state.line["seconds"].update(found.seconds)
-        counts = {"num_clusters": found.num_clusters, "num_outliers": found.num_outliers}
-        self.state.line.update(counts)
+        found = label_features(features, config, self.group, self.reporter)
+        check_clusters(found, state.epoch, config, self.reporter)
+        state.line["seconds"].update(found.seconds)
+        state.line.update(num_clusters=found.num_clusters, num_outliers=found.num_outliers)
         if self.dataset.has_train_ids:
             # A diagnosis for the log only: nothing below reads identities.
-            self.state.line.update(label_quality(found.labels, self.dataset.train.person_ids))
+            state.line.update(label_quality(found.labels, self.dataset.train.person_ids))
         task.note(clusters=found.num_clusters)
+        labels = torch.from_numpy(found.labels)
         with self._timed("memory"):
-            self.state.labels = torch.from_numpy(found.labels)
-            if features.device.type == "mps":  # has no double precision, in which the means are computed
-                features = features.cpu()
-            self.state.centroids = ClusterMemory.from_features(features, self.state.labels).centroids.cpu()
-        if batches_are_short(found.labels, self.config.batch_size, self.config.num_instances):
-            self.reporter.warning(
-                f"{found.num_clusters} clusters do not fill a batch of {self.config.batch_size} at "
-                f"{plural(self.config.num_instances, 'image')} each: clusters repeat within a batch."
-            )
+            self.method.begin_epoch(state.epoch, features, labels, self._camera_ids)
+        state.labels = labels
 
     def _run_steps(self, task: Task) -> None:
-        config, state, device = self.config, self.state, self.group.device
-        assert state.labels is not None and state.centroids is not None
-        memory = ClusterMemory(
-            state.centroids.to(device), temperature=config.temp, momentum=config.momentum, use_hard=config.use_hard
-        )
-        batches = EpochBatches(config, state.labels, self.dataset.train.camera_ids, state.epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * LR_DECAY ** (state.epoch // config.step_size)
+        config, state = self.config, self.state
+        assert state.labels is not None
+        batches = EpochBatches(config, state.labels, self._camera_ids, state.epoch)
+        losses = EpochLosses(config.iters, self.group, state.losses)
         self.model.train()
-        losses = self._losses_so_far()
         start, first = time.perf_counter(), state.step
         with self.reporter.task(f"train epoch {state.epoch + 1}", config.iters, "it") as bar:
             bar.advance(first)
             for number in range(first, config.iters):
-                losses[number] = self.step(batches[number], memory)
+                set_learning_rate(self.optimizer, self._learning_rate(state.epoch, number))
+                losses.note(number, self._step(batches[number]))
                 bar.advance()
-                if (number + 1) % config.print_freq == 0 or number + 1 == config.iters:
-                    self._show_loss(losses, number + 1, bar, task)  # the one wait for a GPU in this loop
-                    rate = (number + 1 - first) * config.batch_size / (time.perf_counter() - start)
-                    bar.note(images_per_second=round(rate, 1))
-                self._save_within_epoch(number + 1, losses, memory)
+                done = number + 1
+                if done % config.print_freq == 0 or done == config.iters:
+                    loss = round(losses.mean(state.epoch, done), 3)  # the one wait for a GPU in this loop
+                    rate = (done - first) * config.batch_size / (time.perf_counter() - start)
+                    bar.note(loss=loss, images_per_second=round(rate, 1))
+                    task.note(loss=loss)
+                self._save_within_epoch(done, losses)
         if first < config.iters:
             images = (config.iters - first) * config.batch_size
             state.line["images_per_second"] = round(images / (time.perf_counter() - start), 1)
-        self._note_progress(config.iters, losses, memory)
+        state.step, state.losses = config.iters, losses.total()
 
-    def _losses_so_far(self) -> torch.Tensor:
-        """Return this process's parts of the losses of the epoch, (iters,); rank 0 has what was saved."""
-        saved = self.state.losses
-        if saved is None or not self.group.is_main:
-            return torch.zeros(self.config.iters, device=self.group.device)
-        return saved.to(self.group.device, copy=True)
-
-    def _show_loss(self, losses: torch.Tensor, steps: int, bar: Task, task: Task) -> None:
-        mean = _mean(self.group.sum_(losses.clone())[:steps])
-        if not np.isfinite(mean):
-            raise DataError(
-                f"the loss is not a number any more (epoch {self.state.epoch + 1}, step {steps}).",
-                "Try a lower --lr, or --precision fp32. What was saved before stays.",
-            )
-        bar.note(loss=round(mean, 3))
-        task.note(loss=round(mean, 3))
-
-    def _check_clusters(self, num_clusters: int, num_outliers: int) -> None:
-        if num_clusters >= 2:
+    def _save_within_epoch(self, done: int, losses: EpochLosses) -> None:
+        """Save when a signal asks for it (then leave) or when ``--save-every`` says so."""
+        stopping = self._stop.is_due(done, is_last=done == self.config.iters)
+        if not stopping and not (self.config.save_every and done % self.config.save_every == 0):
             return
-        found = "no cluster" if num_clusters == 0 else "a single cluster"
-        advice = "larger" if num_outliers > len(self.store) // 2 else "smaller"
-        if self.config.cluster == "infomap":
-            advice = {"larger": "smaller", "smaller": "larger"}[advice]  # there eps is a similarity
-        raise DataError(
-            f"epoch {self.state.epoch + 1}: {found} among {plural(len(self.store), 'image')} "
-            f"({plural(num_outliers, 'outlier')}) at --eps {self.config.eps:g}; there is nothing to tell apart.",
-            f"Try a {advice} --eps; better starting weights (--weights imagenet) help too.",
-        )
+        self.state.step, self.state.losses = done, losses.total()
+        if stopping:
+            raise StopRequested
+        self._save()
 
     def _evaluate_if_due(self) -> dict[str, Any] | None:
         done = self.state.epoch + 1
@@ -233,7 +221,10 @@ class Trainer:
             return None
         with self._timed("evaluate"):
             evaluation = self.test_set.score(
-                self.model, self.group.device, self.config.precision, check_stop=self._check_alone
+                self.method.evaluated(),
+                self.group.device,
+                self.config.precision,
+                check_stop=self._stop.check_alone,
             )
             if self.group.device.type == "cpu":
                 return_freed_memory()  # what piled up since the last time: a step takes seconds to have it all again
@@ -242,95 +233,29 @@ class Trainer:
     def _end_epoch(self, task: Task, evaluation: dict[str, Any] | None) -> None:
         state, line = self.state, self.state.line
         assert state.losses is not None
-        line["loss"] = _mean(state.losses)
+        line["loss"] = mean_loss(state.losses)
         line["lr"] = self.optimizer.param_groups[0]["lr"]
         is_best = False
         if evaluation:
             line.update(evaluation)
-            state.last = {"epoch": state.epoch, **evaluation}
-            is_best = evaluation["mAP"] > state.best.get("mAP", -1.0)
-            if is_best:
-                state.best = dict(state.last)
+            is_best = state.note_evaluation(evaluation)
             task.note(mAP=f"{100 * evaluation['mAP']:.1f}")
         state.end_epoch()
         start = time.perf_counter()
-        self.save(is_best)
+        self._save(is_best=is_best)
         line["seconds"]["save"] = round(time.perf_counter() - start, 3)
         if self._writers:
             self._writers.write(line)
             self._say(describe_epoch(line, self.config.epochs))
 
-    def _save_within_epoch(self, done: int, losses: torch.Tensor, memory: ClusterMemory) -> None:
-        """Save when a signal asks for it (then leave) or when ``--save-every`` says so."""
-        stopping = self._must_stop(done)
-        if not stopping and not (self.config.save_every and done % self.config.save_every == 0):
-            return
-        self._note_progress(done, losses, memory)
-        if stopping:
-            raise StopRequested
-        self.save(is_best=False)
-
-    def _note_progress(self, done: int, losses: torch.Tensor, memory: ClusterMemory) -> None:
-        self.state.step, self.state.losses = done, self.group.sum_(losses.clone()).cpu()
-        self.state.centroids = memory.centroids.cpu().clone()
-
-    def _must_stop(self, done: int) -> bool:
-        """Whether any process was asked to stop; several compare notes now and then, and save the same step."""
-        every = min(self.config.print_freq, STOP_CHECK_STEPS)
-        if self.group.world > 1 and done % every and done != self.config.iters:
-            return False
-        return bool(self.group.maximum(int(bool(self.stop))))
-
-    def _stop_if_asked(self) -> None:
-        if self.group.maximum(int(bool(self.stop))):
-            raise StopRequested
-
-    def _check_alone(self) -> None:
-        # Of several processes none may leave a shared stage alone: they stop together at the next step.
-        if self.group.world == 1:
-            self.stop.check()
-
-    def save(self, is_best: bool) -> None:
-        """Write a checkpoint of everything that decides the future; rank 0 only."""
-        if not self.group.is_main:
-            return
-        content = {
-            "model": self.model.state_dict(),
-            "spec": dict(vars(self.model.spec)),
-            "preprocess": {"height": self.config.height, "width": self.config.width},
-            "config": self.config.model_dump_json(),
-            "dataset": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint()},
-            "training": {"optimizer": self.optimizer.state_dict(), **self.state.pack()},
-        }
-        store = self.run.store(self.config.keep)
-        try:
-            store.save(content, epoch=self.state.epoch, step=self.state.step, is_best=is_best)
-        except DataError as error:
-            self.run.log(f"not saved: {error.message}")
-            resume = f"`ccreid resume {shlex.quote(str(self.run.path))}` goes on from the save before."
-            raise DataError(error.message, f"{error.hint} {resume}") from error
-
-    def restore(self, content: dict[str, Any]) -> None:
-        """Take over a checkpoint that `save` wrote, in every process, and make the run's files agree with it.
-
-        Raises:
-            CheckpointError: It does not fit the run's settings.
-        """
-        training = content["training"]
-        try:
-            self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(training["optimizer"])
-            self.state = TrainState.unpack(training)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the run's own settings: {error}") from error
+    def _save(self, *, is_best: bool = False) -> None:
         if self.group.is_main:
-            self.state.take_over_save_times(self.run.read_metrics())
-            self.run.write_metrics(self.state.metrics)
+            self._saver.save(self.state, is_best)
 
     def _interrupted(self) -> Interrupted:
         state = self.state
         where = f"epoch {state.epoch + 1}, step {state.step}" if state.step else f"the start of epoch {state.epoch + 1}"
-        number = self.group.maximum(self.stop.signal_number)
+        number = self._stop.signal_number()
         if self.group.is_main:
             self.run.log(f"stopped by signal {number}, saved at {where}")
         command = f"ccreid resume {shlex.quote(str(self.run.path))}"
@@ -361,7 +286,3 @@ class Trainer:
         finally:
             seconds = self.state.line.setdefault("seconds", {})
             seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
-
-
-def _mean(losses: torch.Tensor) -> float:
-    return float(losses.cpu().double().mean())

@@ -5,12 +5,7 @@ Source: Dai et al., "Cluster Contrast for Unsupervised Person Re-Identification"
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,40 +31,6 @@ class ClusterMemory:
         self.temperature = temperature
         self.momentum = momentum
         self.use_hard = use_hard
-
-    @classmethod
-    def from_features(
-        cls,
-        features: Tensor | NDArray[np.float32],
-        labels: Tensor | NDArray[np.int64],
-        *,
-        temperature: float = 0.05,
-        momentum: float = 0.1,
-        use_hard: bool = False,
-        device: torch.device | None = None,
-    ) -> ClusterMemory:
-        """Start a memory from the normalised mean of each cluster's features; the same bits on every run.
-
-        Args:
-            features: (N, D) features.
-            labels: (N,) cluster of each row, 0 to C-1 without gaps; -1 (outlier) rows are left out.
-            temperature: As for the class.
-            momentum: As for the class.
-            use_hard: As for the class.
-            device: Where the memory lives; by default where the features are.
-
-        Raises:
-            ValueError: Lengths differ, there is no cluster, or a cluster number has no rows.
-        """
-        rows, numbers = torch.as_tensor(features), torch.as_tensor(labels)
-        means = _cluster_means(rows, numbers.to(rows.device, torch.int64))
-        centroids = functional.normalize(means, dim=1).to(torch.float32)
-        return cls(centroids.to(device or rows.device), temperature, momentum, use_hard)
-
-    @property
-    def num_clusters(self) -> int:
-        """How many clusters the memory holds."""
-        return self.centroids.shape[0]
 
     def loss(self, raw: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy of the similarities to all centroids, divided by the temperature (equation 2).
@@ -120,21 +81,6 @@ class ClusterMemory:
         hardest = by_similarity[_by_rank(clusters)[: sizes[0]]].to(device)
         self._blend(features[hardest], targets[hardest])
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return what a checkpoint keeps: a copy of the centroids."""
-        return {"centroids": self.centroids.clone()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the centroids of `state_dict`; the number of clusters may differ.
-
-        Raises:
-            ValueError: The centroids are missing or not a matrix of this memory's width.
-        """
-        centroids = state.get("centroids")
-        if not isinstance(centroids, Tensor) or centroids.shape[1:] != self.centroids.shape[1:]:
-            raise ValueError(f"a memory state must hold a tensor `centroids` of width {self.centroids.shape[1]}")
-        self.centroids = centroids.detach().to(self.centroids.device, torch.float32, copy=True)
-
     def _blend(self, features: Tensor, clusters: Tensor) -> None:
         """Update distinct `clusters` (R,) with one unit feature (R, D) each."""
         moved = self.momentum * self.centroids[clusters] + (1 - self.momentum) * features
@@ -152,6 +98,22 @@ def _ranks_within_clusters(targets: Tensor) -> Tensor:
 def _by_rank(targets: Tensor) -> Tensor:
     """Return (B,) positions in the batch: the first sample of every cluster, then the second of every cluster, ..."""
     return _ranks_within_clusters(targets).argsort(stable=True)
+
+
+def cluster_centroids(features: Tensor, labels: Tensor) -> Tensor:
+    """Return the normalised mean of each cluster's features; the same bits on every run.
+
+    Args:
+        features: (N, D) features.
+        labels: (N,) int64 cluster of each row, 0 to C-1 without gaps; -1 (outlier) rows are left out.
+
+    Returns:
+        (C, D) float32 unit rows on the features' device.
+
+    Raises:
+        ValueError: Lengths differ, there is no cluster, or a cluster number has no rows.
+    """
+    return functional.normalize(_cluster_means(features, labels.to(features.device)), dim=1).to(torch.float32)
 
 
 def _cluster_means(features: Tensor, labels: Tensor) -> Tensor:

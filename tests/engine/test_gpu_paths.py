@@ -153,7 +153,7 @@ def test_images_make_room_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a small GPU they may be what keeps the smallest part of a step from fitting."""
     options: dict[str, Any] = {"batch_size": 16, "samples_per_bn": 8}
     fixed = steps_in_ranks.Fixed(**options)
-    fixed.step.parts = 2
+    fixed.step.micro_batches.count = 2
     expected = fixed.train()
     forward = ReidNet.forward
     with pretended() as gpu:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ccreid_cli.core.errors import DeviceError, UsageError
-from ccreid_cli.engine.step import TrainStep, draws_random_numbers, share_chunks
+from ccreid_cli.engine.micro_batches import share_chunks
+from ccreid_cli.engine.step import TrainStep, draws_random_numbers
 from ccreid_cli.models.batch_norm import bn_chunks
 from ccreid_cli.models.reid_net import ReidNet
 
@@ -42,7 +43,7 @@ def test_a_step_in_parts_equals_the_whole(
     tiny.limit_memory(monkeypatch, images, after_forward=after_forward)
     fixed = steps_in_ranks.Fixed(reporter=reporter)
     assert_close(fixed.train(), whole)
-    assert fixed.step.parts == parts
+    assert fixed.step.micro_batches.count == parts
     assert reporter.said[-1] == f"a step does not fit into memory: computing it in {parts} parts (same result)."
 
 
@@ -50,13 +51,13 @@ def test_a_single_failure_splits_for_good(monkeypatch: pytest.MonkeyPatch) -> No
     tiny.limit_memory(monkeypatch, 0, times=1)
     fixed = steps_in_ranks.Fixed()
     fixed.train(steps=3)
-    assert fixed.step.parts == 2
+    assert fixed.step.micro_batches.count == 2
 
 
 def test_random_layers_draw_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout every chunk is computed apart from the start, in one process or several."""
     fixed = steps_in_ranks.Fixed(dropout=0.5)
-    assert fixed.step.parts == 3
+    assert fixed.step.micro_batches.count == 3
     one, other = fixed.train(), steps_in_ranks.Fixed(dropout=0.5).train()
     tiny.assert_same(one, other)
     assert one["losses"] != steps_in_ranks.Fixed(dropout=0.4).train()["losses"]

@@ -56,7 +56,7 @@ def test_exchanges_of_uneven_pieces(tmp_path: Path) -> None:
 )
 def test_gradients_equal_those_of_one_process(options: dict[str, Any], tolerance: float, tmp_path: Path) -> None:
     fixed = steps_in_ranks.Fixed(**options)
-    fixed.step.parts = -(-options["batch_size"] // 8)  # one process, chunk by chunk
+    fixed.step.micro_batches.count = -(-options["batch_size"] // 8)  # one process, chunk by chunk
     alone = fixed.train()
     ranks = tiny.call_in_ranks(steps_in_ranks.train_in_group, 2, tmp_path, options)
     for kind in ("gradients", "state"):

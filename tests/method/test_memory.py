@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ccreid_cli.method.memory import ClusterMemory
+from ccreid_cli.method.memory import ClusterMemory, cluster_centroids
 
 GOLDEN_COPY = Path(__file__).resolve().parents[1] / "golden" / "memory.npz"
 
@@ -129,35 +129,18 @@ def test_memory_does_not_touch_the_tensor_it_was_given() -> None:
     assert torch.equal(centroids, torch.eye(2))
 
 
-def test_from_features_is_the_normalised_mean_without_outliers(rng: np.random.Generator) -> None:
+def test_centroids_are_the_normalised_means_without_outliers(rng: np.random.Generator) -> None:
     features = unit(rng.normal(size=(50, 300))).astype(np.float32)
     labels = rng.integers(-1, 4, 50)
-    memory = ClusterMemory.from_features(features, labels, temperature=0.07, momentum=0.3, use_hard=True)
+    found = cluster_centroids(torch.from_numpy(features), torch.from_numpy(labels))
     expected = unit(np.stack([features[labels == label].astype(np.float64).mean(axis=0) for label in range(4)]))
-    np.testing.assert_allclose(memory.centroids.numpy(), expected, atol=1e-6)
-    assert (memory.temperature, memory.momentum, memory.use_hard, memory.num_clusters) == (0.07, 0.3, True, 4)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("labels", [[-1, -1, -1], [0, 2, 2], [0, 1]])
-def test_from_features_refuses_labels_without_clusters_with_gaps_or_of_other_length(labels: list[int]) -> None:
+def test_centroids_of_no_cluster_of_numbers_with_gaps_or_of_another_length_are_refused(labels: list[int]) -> None:
     with pytest.raises(ValueError, match="labels"):
-        ClusterMemory.from_features(np.eye(3, dtype=np.float32), np.array(labels))
-
-
-def test_state_goes_into_another_memory_and_is_a_copy(rng: np.random.Generator) -> None:
-    memory = ClusterMemory(torch.from_numpy(unit(rng.normal(size=(5, 8)))))
-    state = memory.state_dict()
-    other = ClusterMemory(torch.eye(8)[:2])
-    other.load_state_dict(state)
-    memory.update(torch.randn(2, 8), torch.tensor([0, 1]))
-    assert torch.equal(other.centroids, state["centroids"])
-    assert not torch.equal(memory.centroids, other.centroids)
-
-
-@pytest.mark.parametrize("state", [{}, {"centroids": torch.eye(3)}, {"centroids": [[1.0]]}])
-def test_state_of_another_width_is_refused(state: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="width 8"):
-        ClusterMemory(torch.eye(8)).load_state_dict(state)
+        cluster_centroids(torch.eye(3), torch.tensor(labels))
 
 
 @pytest.mark.gpu

@@ -92,4 +92,4 @@ def train_short_of_memory(options: dict[str, Any], steps: int) -> dict[str, Any]
 
     with mock.patch.object(ReidNet, "forward", limited), process_group(CPU, 30) as group:
         fixed = Fixed(group, **options)
-        return {**fixed.train(steps), "parts": fixed.step.parts}
+        return {**fixed.train(steps), "parts": fixed.step.micro_batches.count}

@@ -10,13 +10,15 @@ import tiny
 import torch
 from torch import Tensor
 
+from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.reporter import Reporter, SilentReporter
-from ccreid_cli.engine.step import Batch, TrainStep, make_optimizer
+from ccreid_cli.engine.step import TrainStep, make_optimizer
 from ccreid_cli.images.augment import draw_augmentation
 from ccreid_cli.images.sharded_store import ShardedStore
 from ccreid_cli.images.store import ImageStore
 from ccreid_cli.machine.distributed import Group, process_group
-from ccreid_cli.method.memory import ClusterMemory
+from ccreid_cli.method.batch import Batch
+from ccreid_cli.method.cluster_contrast import ClusterContrast
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 
 CPU = torch.device("cpu")
@@ -24,7 +26,7 @@ CLUSTERS = 5
 
 
 class Fixed:
-    """A network, a memory, images and a way to train on them, the same each time."""
+    """A network, a method, images and a way to train on them, the same each time."""
 
     def __init__(
         self,
@@ -46,12 +48,15 @@ class Fixed:
             self.model.to(device)
         group = group or Group()
         self.store = share_of(images, group) if sharded else ImageStore(images)
-        self.memory = ClusterMemory(torch.nn.functional.normalize(torch.randn(CLUSTERS, 16), dim=1).to(device or "cpu"))
+        centroids = torch.nn.functional.normalize(torch.randn(CLUSTERS, 16), dim=1)
+        self.method = ClusterContrast(self.model, TrainConfig())
+        self.method.load_state_dict({"centroids": centroids})
         self.batch_size = batch_size
         self.step = TrainStep(
             self.model,
             make_optimizer(self.model, 1e-3, 5e-4),
             self.store,
+            self.method,
             precision="fp32",
             group=group,
             batch_size=batch_size,
@@ -64,16 +69,18 @@ class Fixed:
         random = np.random.default_rng(number)
         targets = torch.from_numpy(random.integers(0, CLUSTERS, self.batch_size))
         plan = draw_augmentation(self.batch_size, 32, 16, torch.Generator().manual_seed(number))
-        return Batch(random.integers(0, 60, self.batch_size), targets, plan, seed=number)
+        cameras = torch.zeros_like(targets)
+        return Batch(random.integers(0, 60, self.batch_size), targets, cameras, plan, seed=number)
 
     def train(self, steps: int = 1) -> dict[str, Any]:
         """Return losses (this process's parts), the gradients of the last step, weights, statistics and memory."""
-        losses = [float(self.step(self.batch(number), self.memory)) for number in range(steps)]
+        losses = [float(self.step(self.batch(number))) for number in range(steps)]
         gradients = {
             name: value.grad.clone() for name, value in self.model.named_parameters() if value.grad is not None
         }
         state = {name: value.clone() for name, value in self.model.state_dict().items()}
-        return {"losses": losses, "gradients": gradients, "state": state, "centroids": self.memory.centroids.clone()}
+        centroids = self.method.state_dict()["centroids"]
+        return {"losses": losses, "gradients": gradients, "state": state, "centroids": centroids}
 
 
 def share_of(images: np.ndarray[Any, np.dtype[np.uint8]], group: Group) -> ShardedStore:

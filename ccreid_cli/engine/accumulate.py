@@ -1,7 +1,7 @@
-"""What a step in parts sums up: batch-norm statistics and, where every bit counts, gradients.
+"""Accumulating over micro-batches and processes: batch-norm statistics and, where every bit counts, gradients.
 
-Sums are in double precision and rounded once, so that they do not depend on how the parts are shared out. An Apple GPU
-has single precision only; it trains alone.
+Sums are in double precision and rounded once, so that they do not depend on which process computes which micro-batch.
+An Apple GPU has single precision only; it trains alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ccreid_cli.machine.distributed import Group
 
 
 class RunningStatistics:
-    """Makes the batch-norm statistics of a step in parts equal those of the step at once: the mean over its chunks.
+    """Accumulates running statistics: after a step they are the mean over its batch-norm chunks, however it was cut.
 
     Args:
         model: The network.
@@ -30,27 +30,27 @@ class RunningStatistics:
         torch._foreach_copy_(self._before, self._all)
 
     def undo(self) -> None:
-        """Go back to before the step, whatever parts of it are done."""
-        self.begin_part()
+        """Go back to before the step, whatever micro-batches of it are done."""
+        self.begin_micro_batch()
         for total in self._sums:
             total.zero_()
 
-    def begin_part(self) -> None:
-        """Start every part from the same statistics."""
+    def begin_micro_batch(self) -> None:
+        """Start every micro-batch from the same statistics."""
         torch._foreach_copy_(self._all, self._before)
 
-    def end_part(self, weight: float) -> None:
-        """Add a part's statistics, weighing `weight` of the whole step of all processes."""
+    def end_micro_batch(self, weight: float) -> None:
+        """Add a micro-batch's statistics; `weight` is its share of the whole step of all processes."""
         for value, total in zip(self._moving, self._sums, strict=True):
             total.add_(value, alpha=weight)
 
     def finish(self, group: Group) -> None:
-        """Take the mean over the parts of all processes."""
+        """Take the mean over the micro-batches of all processes."""
         _add_up(self._sums, self._moving, group)
 
 
 class Gradients:
-    """Sums gradients over parts and processes to the same bits, whoever computed which part.
+    """Sums gradients to the same bits, whichever process computed which micro-batch.
 
     Args:
         model: The network.
@@ -61,12 +61,12 @@ class Gradients:
         self._sums = _zeros(self._parameters)
 
     def clear(self) -> None:
-        """Forget the parts so far."""
+        """Forget the micro-batches so far."""
         for total in self._sums:
             total.zero_()
 
-    def end_part(self) -> None:
-        """Add the gradients of a part, and make room for those of the next."""
+    def end_micro_batch(self) -> None:
+        """Add the gradients of a micro-batch, and make room for those of the next."""
         for parameter, total in zip(self._parameters, self._sums, strict=True):
             if parameter.grad is not None:
                 total.add_(parameter.grad)

@@ -1,0 +1,38 @@
+"""Whether pseudo-labels are worth training on, and what to do when they are not."""
+
+from __future__ import annotations
+
+from ccreid_cli.core.config import TrainConfig
+from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.core.words import plural
+from ccreid_cli.method.sampling import batches_are_short
+from ccreid_cli.pseudo_labels.pipeline import PseudoLabels
+
+
+def check_clusters(found: PseudoLabels, epoch: int, config: TrainConfig, reporter: Reporter) -> None:
+    """Refuse labels that tell nothing apart; warn where clusters are too few for a batch.
+
+    Raises:
+        DataError: There are fewer than two clusters.
+    """
+    if found.num_clusters < 2:
+        raise _nothing_to_tell_apart(found, epoch, config)
+    if batches_are_short(found.labels, config.batch_size, config.num_instances):
+        reporter.warning(
+            f"{found.num_clusters} clusters do not fill a batch of {config.batch_size} at "
+            f"{plural(config.num_instances, 'image')} each: clusters repeat within a batch."
+        )
+
+
+def _nothing_to_tell_apart(found: PseudoLabels, epoch: int, config: TrainConfig) -> DataError:
+    num_images = len(found.labels)
+    clusters = "no cluster" if found.num_clusters == 0 else "a single cluster"
+    advice = "larger" if found.num_outliers > num_images // 2 else "smaller"
+    if config.cluster == "infomap":
+        advice = {"larger": "smaller", "smaller": "larger"}[advice]  # there eps is a similarity
+    return DataError(
+        f"epoch {epoch + 1}: {clusters} among {plural(num_images, 'image')} "
+        f"({plural(found.num_outliers, 'outlier')}) at --eps {config.eps:g}; there is nothing to tell apart.",
+        f"Try a {advice} --eps; better starting weights (--weights imagenet) help too.",
+    )
