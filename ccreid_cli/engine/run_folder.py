@@ -80,7 +80,7 @@ class RunFolder:
 
     def _is_unused(self) -> bool:
         """Whether there is nothing, or only what a process leaves that is killed before it has made the run."""
-        ours = {".lock", "environment.json", "checkpoints"}
+        ours = {".lock", ".lock.owner", ".lock.soft", "environment.json", "checkpoints"}
         foreign = [entry.name for entry in self.path.iterdir() if entry.name not in ours and entry.suffix != ".tmp"]
         return not foreign and not any(self.checkpoints.glob("*"))
 

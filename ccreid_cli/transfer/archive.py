@@ -197,7 +197,7 @@ def _lock_path(incoming: Path) -> Path:
 def _remove_leftovers(folder: Path, own: Path) -> None:
     """Remove what killed processes left in `folder`; `own` is locked by this one, others only if nobody holds them."""
     for leftover in list(folder.glob(f"{INCOMING_PREFIX}*")):
-        if leftover.suffix == _LOCK_SUFFIX:
+        if f"{_LOCK_SUFFIX}." in f"{leftover.name}.":  # a lock, or the note of who holds it
             continue
         if leftover == own:
             _remove(leftover)

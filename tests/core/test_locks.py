@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import signal
 import socket
@@ -11,19 +11,24 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from ccreid_cli.core import locks
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.locks import FileLock, LockedError, LockOwner, read_owner
 from ccreid_cli.core.reporter import SilentReporter
 
+fcntl = pytest.importorskip("fcntl")
+
+# Holds the lock until it is killed. The second argument is the error number of a file system without flock, or 0.
 HOLDER = """
-import sys, time
+import fcntl, sys, time
 from pathlib import Path
 from ccreid_cli.core.locks import FileLock
+def flock(*_):
+    raise OSError(int(sys.argv[2]), "no flock")
+if sys.argv[2] != "0":
+    fcntl.flock = flock
 with FileLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -38,33 +43,31 @@ class Listener(SilentReporter):
         self.messages.append(text)
 
 
-def flock_refused(*_: object) -> None:
-    raise OSError(locks.errno.ENOTSUP, "not supported")
+NO_SYSTEM_CALL = pytest.param(errno.ENOSYS, marks=pytest.mark.filterwarnings("ignore:flock not supported"))
 
 
-@pytest.fixture(params=["flock", "exclusive file"])
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param != "flock":
-        monkeypatch.setattr(locks, "fcntl", SimpleNamespace(flock=flock_refused, LOCK_EX=2, LOCK_NB=4))
-    elif locks.fcntl is None:
-        pytest.skip("no flock here")
-    return str(request.param)
+@pytest.fixture(params=[0, NO_SYSTEM_CALL, errno.ENOTSUP, errno.ENOLCK], ids=["flock", "ENOSYS", "ENOTSUP", "ENOLCK"])
+def refusal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The error with which the file system refuses flock, 0 where it has it."""
+    number: int = request.param
+
+    def flock(*_: object) -> None:
+        raise OSError(number, "no flock")
+
+    if number:
+        monkeypatch.setattr(fcntl, "flock", flock)
+    return number
 
 
-def holder(path: Path) -> subprocess.Popen[str]:
+def holder(path: Path, refusal: int) -> subprocess.Popen[str]:
     """Start a process that holds the lock until it is killed."""
-    root = Path(locks.__file__).parents[2]
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(root)},
-    )
+    command = [sys.executable, "-c", HOLDER, str(path), str(refusal)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
 
 
-def test_names_its_owner_and_goes_when_released(tmp_path: Path, kind: str) -> None:
+def test_names_its_owner_and_goes_when_released(tmp_path: Path, refusal: int) -> None:
     path = tmp_path / "made" / "x.lock"
     with FileLock(path) as lock:
         assert lock.held
@@ -72,12 +75,13 @@ def test_names_its_owner_and_goes_when_released(tmp_path: Path, kind: str) -> No
         assert owner is not None
         assert (owner.host, owner.pid) == (socket.gethostname(), os.getpid())
         assert abs(owner.since - time.time()) < 60
+        assert not owner.is_dead
     assert not lock.held
     assert list(path.parent.iterdir()) == []
     lock.release()  # twice does no harm
 
 
-def test_second_owner_is_refused_or_waits(tmp_path: Path, kind: str) -> None:
+def test_second_owner_is_refused_or_waits(tmp_path: Path, refusal: int) -> None:
     path, listener = tmp_path / "x.lock", Listener()
     first = FileLock(path)
     first.acquire()
@@ -91,7 +95,7 @@ def test_second_owner_is_refused_or_waits(tmp_path: Path, kind: str) -> None:
     assert len(listener.messages) == 1 and "waiting" in listener.messages[0]
 
 
-def test_many_threads_never_hold_it_together(tmp_path: Path, kind: str) -> None:
+def test_many_threads_never_hold_it_together(tmp_path: Path, refusal: int) -> None:
     inside, most, done = 0, 0, 0
     guard = threading.Lock()
 
@@ -115,56 +119,37 @@ def test_many_threads_never_hold_it_together(tmp_path: Path, kind: str) -> None:
     assert (most, done) == (1, 30)
 
 
-def test_another_process_and_its_death(tmp_path: Path) -> None:
+def test_another_process_and_its_death(tmp_path: Path, refusal: int) -> None:
     path = tmp_path / "x.lock"
-    process = holder(path)
+    process = holder(path, refusal)
     try:
         with pytest.raises(LockedError, match=f"process {process.pid} on"):
             FileLock(path).acquire(wait=False)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert path.exists()  # left behind by the killed process
-        lock = FileLock(path)
-        lock.acquire(wait=False)
-        lock.release()
+        owner = read_owner(path)  # left behind by the killed process
+        assert owner is not None and owner.pid == process.pid and owner.is_dead
+        with FileLock(path, poll_seconds=0.01):
+            owner = read_owner(path)
+            assert owner is not None and owner.pid == os.getpid()
+        assert list(tmp_path.iterdir()) == []
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
-def test_stale_file_of_a_dead_process_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "fcntl", None)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    path = tmp_path / "x.lock"
-    path.write_text(json.dumps({"host": socket.gethostname(), "pid": dead.pid, "since": 0.0}))
-    with FileLock(path, poll_seconds=0.01):
-        owner = read_owner(path)
-        assert owner is not None and owner.pid == os.getpid()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_file_of_another_host_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "fcntl", None)
-    path = tmp_path / "x.lock"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": 0.0}))
-    with pytest.raises(LockedError, match="process 1 on elsewhere"):
-        FileLock(path).acquire(wait=False)
+def test_owner_on_another_host_is_never_called_dead() -> None:
     assert not LockOwner("elsewhere", 1, 0.0).is_dead
-    assert not LockOwner(socket.gethostname(), os.getpid(), 0.0).is_dead
+    assert str(LockOwner("elsewhere", 12, 0.0)).startswith("process 12 on elsewhere since 19")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "a"}', '{"host": "a", "pid": "x", "since": 1}'])
-def test_unreadable_file_counts_while_it_is_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(locks, "fcntl", None)
+def test_unreadable_note_of_the_owner(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.lock"
-    path.write_text(text)
-    assert read_owner(path) is None
-    with pytest.raises(LockedError, match="another process"):
-        FileLock(path).acquire(wait=False)
-    os.utime(path, (0, 0))
-    with FileLock(path, poll_seconds=0.01):
-        assert read_owner(path) is not None
+    with FileLock(path):
+        (tmp_path / "x.lock.owner").write_text(text)
+        with pytest.raises(LockedError, match="another process"):
+            FileLock(path).acquire(wait=False)
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import tiny
 import torch
 
 from ccreid_cli.core.errors import CheckpointError, DataError, UsageError
-from ccreid_cli.core.locks import LockedError, LockOwner
+from ccreid_cli.core.locks import LockedError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.engine import checkpoint
 from ccreid_cli.engine import start as training
@@ -286,7 +286,7 @@ def test_a_folder_that_becomes_read_only(logs: Path, monkeypatch: pytest.MonkeyP
 def test_a_second_process_is_refused(tiny_data: Path, tmp_path: Path) -> None:
     owner = tiny.start(tmp_path, tiny.command(tiny_data, tmp_path, epochs=400, eval_step=400))
     owner.wait_for((tmp_path / "run" / "metrics.jsonl").exists)
-    pid = json.loads((tmp_path / "run" / ".lock").read_text())["pid"]
+    pid = json.loads((tmp_path / "run" / ".lock.owner").read_text())["pid"]
     code, said = tiny.start(tmp_path, ["resume", str(tmp_path / "run")]).finish()
     assert code == 3
     assert f"process {pid} on {socket.gethostname()}" in said and "is in use" in said
@@ -299,19 +299,14 @@ def test_a_second_process_is_refused(tiny_data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-@pytest.mark.parametrize("has_flock", [True, False])
-def test_the_lock_of_a_dead_process_is_taken_over(
-    has_flock: bool, logs: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not has_flock:
-        monkeypatch.setattr("ccreid_cli.core.locks.fcntl", None)
+def test_the_lock_of_a_dead_process_is_taken_over(logs: Path, undisturbed: dict[str, Any]) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    lock = logs / "run" / ".lock"
-    lock.write_text(json.dumps({"host": socket.gethostname(), "pid": ended.pid, "since": 0.0}))
-    assert LockOwner(socket.gethostname(), ended.pid, 0.0).is_dead
+    note = {"host": socket.gethostname(), "pid": ended.pid, "since": 0.0}
+    (logs / "run" / ".lock").touch()
+    (logs / "run" / ".lock.owner").write_text(json.dumps(note))
     check_resumed(logs, undisturbed, steps=0)
-    assert not lock.exists()
+    assert not list((logs / "run").glob(".lock*"))
 
 
 def test_a_second_ctrl_c_ends_at_once(tiny_data: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:

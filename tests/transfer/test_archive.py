@@ -491,7 +491,8 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -
         holder.kill()
         holder.communicate()
     assert content_of(tmp_path / "out") == dict(GOOD)
-    assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "out", f"{INCOMING_PREFIX}alive", lock.name}
+    alive = {f"{INCOMING_PREFIX}alive{suffix}" for suffix in ("", ".lock", ".lock.owner")}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "out", *alive}
 
 
 UNPACK = """
