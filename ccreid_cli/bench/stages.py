@@ -32,7 +32,8 @@ from ccreid_cli.images.augment import draw_augmentation, normalize
 from ccreid_cli.images.opening import keep_on_device
 from ccreid_cli.images.store import ImageStore, open_store
 from ccreid_cli.machine.device import autocast
-from ccreid_cli.machine.distributed import Group, threads_per_process
+from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.ranks import threads_per_process
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.interface import Method
 from ccreid_cli.method.registry import METHODS

@@ -31,7 +31,6 @@ from ccreid_cli.cli import (
 )
 from ccreid_cli.cli.pages import PageGroup, use_pages
 from ccreid_cli.core.errors import (
-    SAID_ELSEWHERE,
     CcreidError,
     DataError,
     DeviceError,
@@ -131,7 +130,7 @@ def _run(debug: bool, in_json: bool) -> None:
     except CcreidError as error:
         if debug:
             raise
-        if SAID_ELSEWHERE not in getattr(error, "__notes__", []):
+        if not error.shown_elsewhere:
             output.show_error(error.message, error.hint)
         sys.exit(exit_code_of(error))
     except Exception as error:

@@ -14,6 +14,7 @@ from ccreid_cli.cli.json_lines import JsonStream, write_event
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter, Task
 from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.machine.ranks import is_main_process
 
 STYLES = ("auto", "rich", "plain", "json", "none")
 
@@ -27,7 +28,7 @@ def make_reporter(style: str = "auto") -> Reporter:
     if style not in STYLES:
         guess = did_you_mean(style, STYLES) or f"Use one of: {', '.join(STYLES)}."
         raise UsageError(f'--progress "{style}" is not known.', guess)
-    if style == "none" or os.environ.get("RANK", "0") != "0":
+    if style == "none" or not is_main_process():
         return SilentReporter()
     if style == "auto":
         style = "rich" if _moves_its_cursor() else "plain"

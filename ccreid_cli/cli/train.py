@@ -11,6 +11,7 @@ import typer
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
 from ccreid_cli.cli.common import given, logs_dir_or_default, refuse_file, show_dataset
+from ccreid_cli.machine.ranks import is_main_process
 
 if TYPE_CHECKING:
     from ccreid_cli.core.config import ResolvedConfig
@@ -281,7 +282,7 @@ def _show_settings(resolved: ResolvedConfig, as_json: bool) -> None:
 
 def _finish(result: dict[str, Any], report: bool, reporter: Reporter, as_json: bool) -> None:
     """Write the report and show the result, in the first of several processes."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return
     if report:
         _write_report(result, reporter)

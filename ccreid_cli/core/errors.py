@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-SAID_ELSEWHERE = "another process has said this already"
-"""Noted (PEP 678) on an error that only hands on what another process of the run shows."""
-
 
 class CcreidError(Exception):
     """A problem that a person can understand and mend.
@@ -15,12 +12,16 @@ class CcreidError(Exception):
     Args:
         message: What is wrong, and where (a file, an option, a value).
         hint: What to do about it: a command, an option, a place to look.
+
+    Attributes:
+        shown_elsewhere: Whether another process of the run shows it: this one only ends with its exit code.
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.shown_elsewhere = False
 
 
 class UsageError(CcreidError):

@@ -36,7 +36,8 @@ from ccreid_cli.machine.device import (
     make_deterministic,
     resolve_device,
 )
-from ccreid_cli.machine.distributed import Group, launched_world, process_group
+from ccreid_cli.machine.distributed import Group, process_group
+from ccreid_cli.machine.ranks import launched_world
 from ccreid_cli.machine.signals import stop_on_signals
 from ccreid_cli.method.registry import METHODS
 from ccreid_cli.models.backbones import BACKBONES

@@ -15,7 +15,8 @@ from ccreid_cli.images.sharded_store import ShardedStore
 from ccreid_cli.images.source import ImageFiles, ImageSet
 from ccreid_cli.images.store import ImageStore, open_store
 from ccreid_cli.machine.device import free_gpu_bytes
-from ccreid_cli.machine.distributed import Group, is_first_of_machine, launched_world, local_world, spans_machines
+from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.ranks import is_first_of_machine, launched_world, local_world, spans_machines
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.inference.embedder import Embedder
 from ccreid_cli.inference.embedding_file import EmbeddingFile, read_embeddings
 from ccreid_cli.inference.image_list import ImageList
-from ccreid_cli.machine.distributed import threads_per_process
+from ccreid_cli.machine.ranks import threads_per_process
 
 _BLOCK_BYTES = 256 << 20
 _LEAST_ROWS = 10_000

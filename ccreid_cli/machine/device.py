@@ -1,4 +1,4 @@
-"""Finding the processor to compute on, the number format, and making runs repeatable."""
+"""The processor to compute on, the number format, repeatable runs, and running out of memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from ccreid_cli.core.errors import DeviceError, UsageError
 from ccreid_cli.core.words import plural
+from ccreid_cli.machine.ranks import local_rank
 
 T = TypeVar("T")
 
@@ -97,8 +98,8 @@ def _choose_cuda(index: int | None) -> DeviceChoice:
             f"--device cuda:{index}: only {plural(count, 'GPU is', 'GPUs are')} visible.", "`ccreid doctor` lists them."
         )
     reason = "as asked"
-    if index is None and "LOCAL_RANK" in os.environ:
-        index = int(os.environ["LOCAL_RANK"]) % count
+    if index is None and (rank := local_rank()) is not None:
+        index = rank % count
         reason = "local rank"
     elif index is None:
         index, free, total = _freest_gpu()
@@ -221,7 +222,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def unless_out_of_memory(action: Callable[[], T]) -> T | None:
-    """Return what `action` gives, or None where it runs out of memory; then what it held is free."""
+    """Return the result of `action`, or None where it runs out of memory; what it held is free by then."""
     try:
         return action()
     except (RuntimeError, MemoryError) as error:
@@ -231,18 +232,18 @@ def unless_out_of_memory(action: Callable[[], T]) -> T | None:
 
 
 def device_for_resume(stored: str) -> str:
-    """Return the device to ask for when a run goes on and the user names none.
+    """Return the device to ask for when a run is resumed and the user names none.
 
-    A run on the CPU stays there; any other takes the best GPU of now, which need not be the one of then.
+    A run on the CPU stays there; any other takes the best GPU of now, which may be another than before.
     """
     return "cpu" if stored == "cpu" else "auto"
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute in one CPU thread: thousands of operations of a millisecond, which more threads only slow down.
+    """Let torch compute in one CPU thread: for thousands of operations of a millisecond, which more threads slow down.
 
-    Where other processes want the cores too, waiting for one another at each operation costs ten times the work.
+    Where other processes use the cores too, the threads wait for one another at each operation: ten times the work.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -253,16 +254,13 @@ def one_thread() -> Iterator[None]:
 
 
 def free_gpu_bytes(device: torch.device) -> int:
-    """Memory that a GPU has left for this process, with what PyTorch keeps of earlier tensors for the next ones.
-
-    After training, which fills a GPU, that is nearly all there is.
-    """
+    """Return the bytes of a GPU that this process may still use, what PyTorch's allocator holds unused included."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def exact_product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    """A matrix product with full float32 factors and sums, whatever the process allows elsewhere (TF32, split sums).
+    """Multiply matrices with full float32 factors and sums, whatever the process allows elsewhere (TF32, split sums).
 
     Args:
         left: (n, D), bfloat16, float16 or float32.

@@ -1,7 +1,7 @@
 """Many processes that behave like one.
 
 Every rank holds the whole feature matrix, labels and memory; the work of making them is split, the result is not.
-An error of one rank becomes the error of all: who fails writes it down in the group's key-value store before it closes
+An error of one rank becomes the error of all: the failing rank writes it to the key-value store before it closes
 its connections, and the others, whose next exchange then breaks, read it there.
 """
 
@@ -14,7 +14,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -26,18 +26,23 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from ccreid_cli.core import errors
-from ccreid_cli.core.errors import SAID_ELSEWHERE, CcreidError, DeviceError, Interrupted, UsageError
+from ccreid_cli.core.errors import CcreidError, DeviceError, Interrupted, UsageError
+from ccreid_cli.machine.device import is_out_of_memory
+from ccreid_cli.machine.ranks import launched_rank, launched_world, local_world, threads_per_process
 
 T = TypeVar("T")
 
 _FAILURE, _LEFT = "failure", "left"
 _POLL_SECONDS = 0.1
 _LINGER_SECONDS = 3.0
-"""How long the rank that keeps the store stays for the others, which may have to read why it failed."""
+"""How long the rank that serves the store waits for the others, which may have to read why it failed."""
 
 
 class Group:
-    """The processes of a run; alone, every operation is the identity."""
+    """The processes of a run; in a group of one every operation is the identity.
+
+    Every operation raises DeviceError when another rank was killed or does not answer in time.
+    """
 
     def __init__(
         self, rank: int = 0, world: int = 1, device: torch.device | None = None, notes: Store | None = None
@@ -73,14 +78,14 @@ class Group:
             padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
             padded[: len(rows)] = rows
         parts = [torch.empty_like(padded, memory_format=torch.contiguous_format) for _ in range(self.world)]
-        dist.all_gather(parts, padded.contiguous())
+        with self._exchange():
+            dist.all_gather(parts, padded.contiguous())
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def _sizes(self, count: int) -> list[int]:
         counts = torch.zeros(self.world, dtype=torch.int64, device=self.device)
         counts[self.rank] = count
-        dist.all_reduce(counts)
-        sizes: list[int] = counts.tolist()
+        sizes: list[int] = self.sum_(counts).tolist()
         return sizes
 
     def gather_array(self, rows: NDArray[Any]) -> NDArray[Any]:
@@ -106,7 +111,8 @@ class Group:
         if self.world == 1:
             return rows
         received = rows.new_empty((sum(receive_sizes), *rows.shape[1:]))
-        dist.all_to_all_single(received, rows.contiguous(), list(receive_sizes), list(send_sizes))
+        with self._exchange():
+            dist.all_to_all_single(received, rows.contiguous(), list(receive_sizes), list(send_sizes))
         return received
 
     def on_main(self, action: Callable[[], T]) -> T:
@@ -127,7 +133,8 @@ class Group:
         self._turns += 1
         key = f"turn-{self._turns}"
         if self.is_main:
-            self._notes.set(key, "done")
+            with self._exchange():
+                self._notes.set(key, "done")
         self._wait(lambda notes: notes.check([key]))
         return self.broadcast(cast(T, value))  # rank 0 puts the value in
 
@@ -136,7 +143,8 @@ class Group:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        with self._exchange():
+            dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def maximum(self, value: int) -> int:
@@ -144,13 +152,15 @@ class Group:
         if self.world == 1:
             return value
         tensor = torch.tensor([value], device=self.device)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        with self._exchange():
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor.item())
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace `tensor` in place by its sum over ranks, and return it."""
         if self.world > 1:
-            dist.all_reduce(tensor)
+            with self._exchange():
+                dist.all_reduce(tensor)
         return tensor
 
     def barrier(self) -> None:
@@ -159,62 +169,20 @@ class Group:
             return
         self._turns += 1
         key = f"turn-{self._turns}"
-        self._notes.add(key, 1)
+        with self._exchange():
+            self._notes.add(key, 1)
         self._wait(lambda notes: notes.add(key, 0) == self.world)
 
     def _wait(self, is_done: Callable[[Store], bool]) -> None:
         assert self._notes is not None
-        while not is_done(self._notes):
-            if failure := _read_failure(self._notes):
-                raise failure
-            time.sleep(_POLL_SECONDS)
+        with self._exchange():
+            while not is_done(self._notes):
+                if self._notes.check([_FAILURE]):
+                    raise _failure_from(self._notes.get(_FAILURE))
+                time.sleep(_POLL_SECONDS)
 
-
-def launched_world() -> int:
-    """Return how many processes the launcher (torchrun or ``--gpus``) started; 1 without one.
-
-    Raises:
-        UsageError: WORLD_SIZE is no number.
-    """
-    return _from_environment("WORLD_SIZE", 1)
-
-
-def is_launched() -> bool:
-    """Whether a launcher started this process, alone or with others."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def is_main_process() -> bool:
-    """Whether this process writes and prints, before any group is joined."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def is_first_of_machine() -> bool:
-    """Whether this process does what every machine needs once."""
-    return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
-
-
-def local_world() -> int:
-    """Return how many of the launched processes are on this machine: all, where the launcher does not say."""
-    return _from_environment("LOCAL_WORLD_SIZE", launched_world())
-
-
-def spans_machines() -> bool:
-    """Whether the launched processes are on more than one machine."""
-    return local_world() < launched_world()
-
-
-def threads_per_process(num_processes: int) -> int:
-    """Return this machine's share of processors for each of `num_processes` processes on it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // num_processes)
-
-
-def _from_environment(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdigit() or (name.endswith("SIZE") and int(text) < 1):
-        raise UsageError(f'{name} is "{text}", not a number of processes.', "Start ranks with torchrun.")
-    return int(text)
+    def _exchange(self) -> AbstractContextManager[None]:
+        return _exchange(self.rank, self.world)
 
 
 @contextmanager
@@ -239,73 +207,87 @@ def process_group(device: torch.device, timeout_seconds: float = 600.0) -> Itera
         raise UsageError(f"WORLD_SIZE is {world} but {', '.join(missing)} is not set.", "Start ranks with torchrun.")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_per_process(local_world()))
-    rank, notes = _from_environment("RANK", 0), None
+    rank, notes = launched_rank(), None
     try:
         timeout = timedelta(seconds=timeout_seconds)
-        store, rank, world = next(rendezvous("env://", rank, world, timeout=timeout))
-        notes = PrefixStore("ccreid", store)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+        with _exchange(rank, world):
+            store, rank, world = next(rendezvous("env://", rank, world, timeout=timeout))
+            notes = PrefixStore("ccreid", store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
         yield Group(rank, world, device, notes)
-        _leave(notes, rank, world, together=True)
+        with _exchange(rank, world):
+            _leave(notes, rank, world, together=True)
     except BaseException as error:
-        shown = _as_everyone_sees_it(error, notes, rank, world)
+        shared = _share_error(error, notes, rank, world)
         # What the failed frames hold keeps the connections open, and the others waiting.
-        traceback.clear_frames(error.__traceback__)
+        for failed in filter(None, (error, error.__cause__)):
+            traceback.clear_frames(failed.__traceback__)
         gc.collect()
         _leave(notes, rank, world, together=isinstance(error, Interrupted))
-        if shown is error:
+        if shared is error:
             raise
-        raise shown from error
+        raise shared from error
 
 
-def _as_everyone_sees_it(error: BaseException, notes: Store | None, rank: int, world: int) -> BaseException:
-    """Write the error down for the others, or, if another failed first, take over what that one wrote."""
-    who = f"process {rank} of {world}"
+@contextmanager
+def _exchange(rank: int, world: int) -> Iterator[None]:
+    """Turn what a broken connection raises within the block (with gloo a bare RuntimeError) into a `DeviceError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
+            raise
+        raise _lost_others(error, rank, world) from error
+
+
+def _lost_others(error: RuntimeError, rank: int, world: int) -> DeviceError:
+    return DeviceError(
+        f"process {rank} of {world} lost the others: {str(error).splitlines()[0]}",
+        "Another process was killed, or did not answer within the time-out. `ccreid resume` goes on.",
+    )
+
+
+def _share_error(error: BaseException, notes: Store | None, rank: int, world: int) -> BaseException:
+    """Write an error to the store for the others, unless another rank failed first.
+
+    Returns:
+        What this process is to raise: `error`, or that of the rank that failed first.
+    """
     if isinstance(error, Interrupted):
-        if rank:
-            error.add_note(SAID_ELSEWHERE)
+        error.shown_elsewhere = rank > 0
         return error
-    if not isinstance(error, Exception):
-        _write_failure(notes, DeviceError(f"{who} was stopped."))
-        return error
-    if not isinstance(error, CcreidError) and not _is_communication(error):
-        _write_failure(notes, DeviceError(f"{who} failed: {type(error).__name__}: {error}"))
-        return error
-    if not isinstance(error, CcreidError):
-        error = DeviceError(
-            f"{who} lost the others: {str(error).splitlines()[0]}",
-            "Another process was killed, or did not answer within the time-out. `ccreid resume` goes on.",
-        )
-    return _write_failure(notes, error) or error
+    if isinstance(error, dist.DistError):  # NCCL exchanges in the background: a later operation may raise it
+        error = _lost_others(error, rank, world)
+    if isinstance(error, CcreidError):
+        return _write_failure(notes, error) or error
+    what = f"failed: {type(error).__name__}: {error}" if isinstance(error, Exception) else "was stopped."
+    _write_failure(notes, DeviceError(f"process {rank} of {world} {what}"))
+    return error
 
 
 def _write_failure(notes: Store | None, error: CcreidError) -> CcreidError | None:
-    """Write an error down, unless there is one already: then return that."""
-    if notes is None or SAID_ELSEWHERE in getattr(error, "__notes__", []):
+    """Write an error to the store, unless there is one already: then return that."""
+    if notes is None or error.shown_elsewhere:
         return None
     own = json.dumps([type(error).__name__, error.message, error.hint])
     try:
-        found = notes.compare_set(_FAILURE, "", own).decode()
-    except (dist.DistError, RuntimeError):
-        return None  # the rank that keeps the store was killed
-    return None if found == own else _failure_from(found)
+        found = notes.compare_set(_FAILURE, "", own)
+    except RuntimeError:
+        return None  # the rank that serves the store was killed
+    return None if found.decode() == own else _failure_from(found)
 
 
-def _read_failure(notes: Store) -> CcreidError | None:
-    return _failure_from(notes.get(_FAILURE).decode()) if notes.check([_FAILURE]) else None
-
-
-def _failure_from(text: str) -> CcreidError:
+def _failure_from(text: bytes) -> CcreidError:
     name, message, hint = json.loads(text)
-    kind = getattr(errors, name, CcreidError)
-    error: CcreidError = kind(message, hint)
-    error.add_note(SAID_ELSEWHERE)
+    kind: type[CcreidError] = getattr(errors, name, CcreidError)
+    error = kind(message, hint)
+    error.shown_elsewhere = True
     return error
 
 
 def _leave(notes: Store | None, rank: int, world: int, *, together: bool) -> None:
-    """Leave the group; the rank that keeps the store waits until the others need it no more.
+    """Leave the group; the rank that serves the store waits until the others need it no more.
 
     Args:
         notes: The group's store.
@@ -318,16 +300,9 @@ def _leave(notes: Store | None, rank: int, world: int, *, together: bool) -> Non
         dist.destroy_process_group()
     if notes is None:
         return
-    with contextlib.suppress(dist.DistError, RuntimeError):
+    with contextlib.suppress(RuntimeError):
         left = notes.add(_LEFT, 1)
         deadline = time.monotonic() + _LINGER_SECONDS
         while rank == 0 and left < world and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
             left = notes.add(_LEFT, 0)
-
-
-def _is_communication(error: BaseException) -> bool:
-    if isinstance(error, dist.DistError):
-        return True
-    words = ("Connection", "connection", "gloo", "Gloo", "NCCL", "Timed out", "timed out", "Broken pipe", "Socket")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

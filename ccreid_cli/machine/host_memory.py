@@ -1,4 +1,4 @@
-"""Keeping the memory that a network's layers free for the next step, and giving it back now and then."""
+"""Whether the C library's allocator keeps freed memory for the next step or returns it to the system."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library's allocator keep what large tensors free, instead of handing it back to the system.
+    """Let the allocator keep the memory of freed tensors instead of returning it to the system.
 
-    A step on the CPU allocates and frees the same hundreds of megabytes over and over. Handed back, every page is
-    fetched and zeroed anew each time: a sixth of a ResNet-50 step, a third of a MobileNetV2 step on 128×64 images. The
-    pieces that are left over pile up, slowly: `return_freed_memory` now and then. Nothing is changed where
-    the environment already sets up the allocator (``MALLOC_...``), or where it is not glibc's.
+    A step on the CPU allocates and frees the same hundreds of megabytes each time. If returned, every page is fetched
+    and zeroed again: a sixth of a ResNet-50 step, a third of a MobileNetV2 step on 128×64 images. Fragments pile up
+    slowly: call `return_freed_memory` now and then. Nothing is changed where the environment sets up the allocator
+    (``MALLOC_...``), or where it is not glibc's.
 
     Returns:
-        Whether the allocator agreed.
+        Whether the allocator accepted it.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     mallopt = _allocator("mallopt")
     if mallopt is None:
         return False
-    # No block of its own for large requests, and never a shorter heap.
+    # No separate mapping for large requests, and never shrink the heap.
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def return_freed_memory() -> bool:
-    """Hand what is freed back to the system, so that left-over pieces do not pile up.
+    """Return freed memory to the system, so that fragments do not pile up.
 
     Returns:
-        Whether there was anything to hand back, and the allocator can: only glibc's has this call.
+        Whether any was returned; only glibc's allocator can.
     """
     trim = _allocator("malloc_trim")
     return trim is not None and bool(trim(ctypes.c_size_t(0)))

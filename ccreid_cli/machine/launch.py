@@ -1,7 +1,11 @@
-"""``--gpus N``: one process per GPU on this machine, started and watched. More machines are torchrun's business."""
+"""``--gpus N``: start one process per GPU on this machine and watch them; for several machines there is torchrun.
+
+Ours, since torchrun replaces the message and exit code of a failed process by a traceback of its own and exit code 1.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -11,9 +15,9 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from ccreid_cli.core.errors import SAID_ELSEWHERE, DeviceError, Interrupted, UsageError
+from ccreid_cli.core.errors import DeviceError, Interrupted, UsageError
 from ccreid_cli.core.words import plural
-from ccreid_cli.machine.distributed import is_launched, threads_per_process
+from ccreid_cli.machine.ranks import is_launched, threads_per_process
 from ccreid_cli.machine.signals import HANDLED, as_exit_signal
 
 GRACE_SECONDS = 30.0
@@ -30,7 +34,7 @@ def num_processes(
         device: The requested device; one that names a single GPU means one process.
         batch_size: Images per step, over all GPUs.
         samples_per_bn: Images that share batch-norm statistics; a chunk of them stays on one GPU.
-        say: Told when GPUs are left unused.
+        say: Called with a message when GPUs stay unused.
 
     Raises:
         UsageError: `gpus` contradicts `device`.
@@ -65,10 +69,11 @@ def launch(count: int) -> None:
 
     Raises:
         Interrupted: They were asked to stop and have saved.
-        SystemExit: One of them failed; its exit code is handed on, its own message has been shown.
-        DeviceError: One of them was killed, and none could say so.
+        SystemExit: One of them failed and has shown its message; this is its exit code.
+        DeviceError: One of them was killed, and no other reported it.
     """
-    processes = [_start(rank, count, port) for port in [_free_port()] for rank in range(count)]
+    port = _free_port()
+    processes = [_start(rank, count, port) for rank in range(count)]
 
     def forward(number: int, frame: FrameType | None) -> None:
         for process in processes:
@@ -87,18 +92,18 @@ def launch(count: int) -> None:
                 process.kill()
     if code in {128 + signal.SIGINT, 128 + signal.SIGTERM}:
         stopped = Interrupted("the processes have stopped.", signal_number=as_exit_signal(code - 128))
-        stopped.add_note(SAID_ELSEWHERE)
+        stopped.shown_elsewhere = True
         raise stopped
-    _refuse_silence(codes)
+    _raise_if_killed(codes)
     if code:
         sys.exit(code)
 
 
-def _refuse_silence(codes: list[int | None]) -> None:
-    """Say which process was killed if none did: who waits for it in NCCL does not notice.
+def _raise_if_killed(codes: list[int | None]) -> None:
+    """Report a killed process if no other did: with NCCL, those that wait for it do not notice.
 
     Args:
-        codes: The exit code of each process; None if it still ran when time was up.
+        codes: The exit code of each process; None if it still ran at the end of the grace period.
 
     Raises:
         DeviceError: One was killed, and none ended by itself with an error.
@@ -136,17 +141,15 @@ def _start(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
 
 def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
     """Return 0 when all end well, else the exit code of the first to fail, after the others had time to end."""
-    deadline = None
-    first_failure = 0
-    while any(process.poll() is None for process in processes):
-        failed = [code for process in processes if (code := process.poll()) not in {None, 0}]
-        if failed and deadline is None:
-            first_failure = failed[0] if failed[0] > 0 else 128 - failed[0]
+    failure, deadline = 0, math.inf
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        if not failure and (failure := _first_failure(processes)):
             deadline = time.monotonic() + GRACE_SECONDS
-        if deadline is not None and time.monotonic() > deadline:
-            break
         time.sleep(0.1)
-    if first_failure:
-        return first_failure
-    codes = [process.returncode or 0 for process in processes]
-    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+    return failure or _first_failure(processes)
+
+
+def _first_failure(processes: list[subprocess.Popen[bytes]]) -> int:
+    """Return the exit code of the first process that failed, as a shell gives it; 0 while none has."""
+    codes = [code for process in processes if (code := process.poll())]
+    return next((code if code > 0 else 128 - code for code in codes), 0)

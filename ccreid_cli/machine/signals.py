@@ -1,4 +1,4 @@
-"""Signals only set a flag: the loop decides when it is safe to stop."""
+"""Stop signals set a flag; the training loop checks it where it is safe to stop."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ HANDLED = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal,
 
 
 class StopRequested(Exception):
-    """Raised between two safe points after a stop signal; the trainer saves and leaves."""
+    """Raised at a safe point after a stop signal; the trainer saves and ends."""
 
 
 class StopFlag:
     """Remembers the first stop signal. A Ctrl-C after it ends the process at once.
 
-    Other signals may come again while the save is under way: a cluster repeats its notice, a launcher adds its own.
+    Other signals are ignored then, while the run is saved: a cluster repeats its notice, a launcher adds its own.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class StopFlag:
         return self.signal_number != 0
 
     def check(self) -> None:
-        """Leave the work at hand when a stop was asked for.
+        """Raise when a stop was asked for.
 
         Raises:
             StopRequested: A signal came.
@@ -46,7 +46,7 @@ class StopFlag:
 
 
 def as_exit_signal(number: int) -> int:
-    """Return the signal that the exit code tells of: a pre-emption notice is a request to terminate."""
+    """Return the signal for the exit code: SIGINT stays, any other counts as SIGTERM (SIGUSR1 is a notice of one)."""
     return int(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
 

@@ -1,4 +1,4 @@
-"""The time that stages take on devices that work behind the program's back."""
+"""The time that stages take, on devices that compute asynchronously."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done what was asked of it."""
+    """Wait until `device` has computed everything it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -21,7 +21,7 @@ class Stopwatch:
     """Collects the seconds that named stages take.
 
     Args:
-        device: Where they compute; at the end of a stage it is waited for.
+        device: Where they compute; each stage ends with a `synchronize`.
 
     Attributes:
         seconds: By stage.

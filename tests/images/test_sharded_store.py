@@ -19,7 +19,8 @@ from ccreid_cli.bench.plan import Workload, bytes_per_step
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.images.source import ImageFiles
 from ccreid_cli.images.store import ImageStore, open_store
-from ccreid_cli.machine.distributed import Group, local_world, spans_machines
+from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.ranks import local_world, spans_machines
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

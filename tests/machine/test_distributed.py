@@ -18,15 +18,16 @@ import tiny
 import torch
 
 from ccreid_cli.core.config import TrainConfig
-from ccreid_cli.core.errors import SAID_ELSEWHERE, DataError, DeviceError, Interrupted, UsageError
+from ccreid_cli.core.errors import DataError, DeviceError, Interrupted, UsageError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.data.splits import Record, ReidDataset, Split
 from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.engine.retrieval_scores import evaluate_features
 from ccreid_cli.engine.shared_scores import evaluate_together, has_match
 from ccreid_cli.machine import distributed, launch
-from ccreid_cli.machine.distributed import Group, launched_world, process_group, threads_per_process
+from ccreid_cli.machine.distributed import Group, process_group
 from ccreid_cli.machine.launch import num_processes
+from ccreid_cli.machine.ranks import launched_world, threads_per_process
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -326,7 +327,7 @@ def test_the_launcher_hands_signals_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Interrupted) as caught:
         launch.launch(2)
     assert caught.value.signal_number == signal.SIGTERM
-    assert SAID_ELSEWHERE in caught.value.__notes__
+    assert caught.value.shown_elsewhere
 
 
 def test_the_launcher_starts_this_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
