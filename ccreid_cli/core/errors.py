@@ -36,6 +36,10 @@ class CheckpointError(DataError):
     """A checkpoint or weight file is missing, damaged, unsafe or does not fit the model (exit code 3)."""
 
 
+class BrokenImagesError(DataError):
+    """Image files are missing or cannot be decoded (exit code 3)."""
+
+
 class NetworkError(CcreidError):
     """Something could not be downloaded (exit code 4)."""
 

@@ -18,7 +18,7 @@ from ccreid_cli.models.fused import fuse, is_fusible
 from ccreid_cli.models.reid_net import ReidNet
 
 _IMAGES_MAPPED = 4096
-"""After so many images, memory-mapped ones are let go: all of a test set's would be the larger part of the memory."""
+"""After so many images their memory-mapped pages are released: a whole test set's would be most of the memory used."""
 
 
 def default_batch_size(device: torch.device) -> int:
@@ -93,9 +93,9 @@ def extract_features(
             rows[first - start : last - start] = features
             task.advance(last - first)
             if (last - start) % _IMAGES_MAPPED < size:
-                store.let_go()
+                store.release_pages()
             first = last
-    store.let_go()
+    store.release_pages()
     model.train(was_training)
     return group.gather_rows(rows)
 

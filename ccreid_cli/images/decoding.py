@@ -1,11 +1,12 @@
-"""Image files -> arrays, several at a time.
+"""Image files -> arrays, in threads.
 
-Threads do it: Pillow lets go of Python's lock while it decodes and resizes, and unlike processes they need not be
-started, send nothing through pipes and end with the program.
+Pillow releases Python's lock while it decodes and resizes, and unlike worker processes threads need not be started and
+send nothing through pipes. No library here decodes once and keeps the result: see `images.store`.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ccreid_cli.core.errors import BrokenImagesError
 from ccreid_cli.core.reporter import Reporter
 
 Broken = list[tuple[int, str]]
@@ -27,25 +29,26 @@ CHUNK = 16
 T = TypeVar("T")
 
 
-def decode(path: str, height: int, width: int) -> NDArray[np.uint8]:
-    """Decode one image as RGB and resize it, bicubic, to exactly `height` × `width`.
+def to_pixels(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    """Convert an image to RGB and resize it, bicubic, to exactly `height` × `width`.
 
     The aspect ratio is not kept and an EXIF rotation is not applied, as in the reference.
 
-    Args:
-        path: Any file that Pillow reads.
-        height: Rows of the result.
-        width: Columns of the result.
-
     Returns:
         (height, width, 3) uint8.
+    """
+    colours = image if image.mode == "RGB" else image.convert("RGB")  # spares a copy
+    return np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def decode(path: str, height: int, width: int) -> NDArray[np.uint8]:
+    """Decode one image file and resize it: see `to_pixels`.
 
     Raises:
         Exception: Whatever Pillow raises on a missing or broken file.
     """
     with Image.open(path) as image:
-        colours = image if image.mode == "RGB" else image.convert("RGB")  # spares a copy
-        return np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC))
+        return to_pixels(image, height, width)
 
 
 def decode_chunk(paths: Sequence[str], height: int, width: int) -> tuple[NDArray[np.uint8], Broken]:
@@ -96,12 +99,17 @@ class Decoder:
     reporter: Reporter
 
     @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, height, width, 3)."""
+        return len(self.paths), self.height, self.width, 3
+
+    @property
     def num_bytes(self) -> int:
         """Size of all decoded images."""
-        return len(self.paths) * self.height * self.width * 3
+        return math.prod(self.shape)
 
     def run(self, write: Callable[[NDArray[np.uint8]], object]) -> Broken:
-        """Decode everything, in order.
+        """Decode everything, in order, going on after broken images.
 
         Args:
             write: Takes the images, (M, height, width, 3) uint8 at a time, in order and without the broken ones.
@@ -113,34 +121,35 @@ class Decoder:
         def decode_from(start: int) -> tuple[NDArray[np.uint8], Broken]:
             return decode_chunk(self.paths[start : start + CHUNK], self.height, self.width)
 
-        return self._run(decode_from, lambda images: write(images))
+        return self._run(decode_from, write)
 
-    def fill(self, put: Callable[[int, NDArray[np.uint8]], object]) -> Broken:
-        """Decode everything, each thread handing on what it decoded: the fastest way to fill an array or a file.
+    def fill(self, put: Callable[[int, NDArray[np.uint8]], object]) -> None:
+        """Decode everything, each thread storing what it decoded: the fastest way to fill an array or a file.
 
         Args:
             put: Takes a position and the images from there on, (M, height, width, 3) uint8, in any order and from
-                several threads at once. No position is left out; nor are those of broken images, which hold anything.
+                several threads at once.
 
-        Returns:
-            The broken ones.
+        Raises:
+            BrokenImagesError: Images cannot be read; the message counts them and names the first few.
         """
 
         def decode_and_put(start: int) -> tuple[None, Broken]:
-            paths = self.paths[start : start + CHUNK]
-            images, broken = decode_chunk(paths, self.height, self.width)
-            if broken:
-                images = np.insert(images, _gaps(broken), 0, axis=0)
-            put(start, images)
+            images, broken = decode_chunk(self.paths[start : start + CHUNK], self.height, self.width)
+            if not broken:
+                put(start, images)
             return None, broken
 
-        return self._run(decode_and_put, lambda _: None)
+        broken = self._run(decode_and_put, lambda _: None)
+        if broken:
+            hint = "Put whole copies in their place, or remove them."
+            raise BrokenImagesError(describe_broken(self.paths, broken), hint)
 
     def _run(self, work: Callable[[int], tuple[T, Broken]], take: Callable[[T], object]) -> Broken:
         """Do `work` for the first position of every chunk, in threads, and `take` its results in order."""
         broken: Broken = []
         with warnings.catch_warnings(), self.reporter.task("reading images", len(self.paths), "img") as task:
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd files, which say nothing about the pixels
+            warnings.simplefilter("ignore")  # Pillow warns of odd files; the pixels are right
             starts = range(0, len(self.paths), CHUNK)
             for start, (result, broken_here) in zip(starts, self._results(work, starts), strict=True):
                 take(result)
@@ -171,8 +180,3 @@ def describe_broken(names: Sequence[object], broken: Broken) -> str:
     shown = ", ".join(f"{names[position]} ({reason})" for position, reason in broken[:BROKEN_SHOWN])
     more = f" and {len(broken) - BROKEN_SHOWN} more" if len(broken) > BROKEN_SHOWN else ""
     return f"{len(broken)} of {len(names)} images cannot be read: {shown}{more}."
-
-
-def _gaps(broken: Broken) -> list[int]:
-    """Return where `np.insert` has to put rows so that they end up at the positions of the broken images."""
-    return [position - number for number, (position, _) in enumerate(broken)]

@@ -60,7 +60,7 @@ def open_paths(paths: list[Path], settings: ImageSettings, group: Group, reporte
         raise DataError("there are no images to read.", "`ccreid data verify` shows what a dataset holds.")
     if settings.sharded and group.world > 1:
         return _open_share(paths, settings, group, reporter)
-    if settings.sharded and launched_world() > 1:  # one of many, by itself, when they have trained: it holds a share
+    if settings.sharded and launched_world() > 1:  # rank 0 alone, after training: it holds only its share
         return ImageFiles(paths, settings.height, settings.width, settings.workers)
     if group.world == 1:
         return _read(paths, settings, reporter)
@@ -80,7 +80,7 @@ def _open_share(paths: list[Path], settings: ImageSettings, group: Group, report
     start, stop = group.bounds(len(paths))
     threads = max(1, settings.workers // local_world())
     local = _read(paths[start:stop], replace(settings, workers=threads), reporter)
-    group.barrier()  # however long others decode; the error of one who finds broken images reaches all here
+    group.barrier()  # waits for the slowest; one process's error about broken images reaches all here
     return ShardedStore(local, len(paths), group)
 
 

@@ -1,7 +1,7 @@
-"""Decoded images shared out over the processes, so that no machine holds them all.
+"""Decoded images split over the processes, so that no machine holds them all.
 
-Extraction reads what a process holds itself. A training batch is drawn from all images, so the processes exchange its
-images before each step: every process knows the whole batch and who holds what, hence nobody has to ask.
+Extraction reads only what a process holds itself. A training batch is drawn from all images, so the processes exchange
+its images before each step. Every process knows the whole batch and who holds which row, so no requests are sent.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class ShardedStore:
         """Free what this process's images take of a device, as `ImageStore.leave_device`."""
         return self.local.leave_device()
 
-    def let_go(self) -> None:
-        """Take this process's memory-mapped images out of its memory, as `ImageStore.let_go`."""
-        self.local.let_go()
+    def release_pages(self) -> None:
+        """Free the RAM that memory-mapped images take, as `ImageStore.release_pages`."""
+        self.local.release_pages()
 
     def gather(self, indices: NDArray[np.int64] | Tensor, device: torch.device) -> Tensor:
         """Pick images that this process holds.

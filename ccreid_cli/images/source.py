@@ -1,4 +1,4 @@
-"""Where images are taken from, whether they are held whole, in part or not at all."""
+"""What a batch of images can be taken from: all images in memory, one process's share, or the files themselves."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class ImageSet(ImageSource, Protocol):
         """Free what `to_device` took, and tell whether it had taken anything."""
         ...
 
-    def let_go(self) -> None:
-        """Take memory-mapped images out of this process's memory."""
+    def release_pages(self) -> None:
+        """Free the RAM that memory-mapped images take."""
         ...
 
 
 class ImageFiles:
-    """N images that are decoded whenever they are picked, and not kept: for who looks at each about once.
+    """N images that are decoded whenever they are picked, and not kept: for reading each image about once.
 
     Args:
         paths: The images.
@@ -67,8 +67,8 @@ class ImageFiles:
         """Nothing was kept."""
         return False
 
-    def let_go(self) -> None:
-        """There is nothing to let go."""
+    def release_pages(self) -> None:
+        """Nothing is mapped."""
 
     def gather(self, indices: NDArray[np.int64] | Tensor, device: torch.device) -> Tensor:
         """Decode images, as `ImageStore.gather`.

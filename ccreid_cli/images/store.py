@@ -1,4 +1,7 @@
-"""Every image decoded and resized once: a uint8 array in RAM, in a memory-mapped cache file or on the GPU."""
+"""Every image decoded and resized once: a uint8 array in RAM, in a memory-mapped cache file or on the GPU.
+
+Ours rather than a data loader's: training reads every image a hundred times, and decoding costs more than a step.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,17 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ccreid_cli.core.errors import DataError, DeviceError
+from ccreid_cli.core.errors import BrokenImagesError, DataError, DeviceError
 from ccreid_cli.core.paths import cache_folder as user_cache_folder
 from ccreid_cli.core.reporter import Reporter, SilentReporter
-from ccreid_cli.images.cache import ImageCache, leave_out
-from ccreid_cli.images.decoding import Broken, Decoder, describe_broken
+from ccreid_cli.images.cache import ImageCache
+from ccreid_cli.images.decoding import Decoder
 
 
 class ImageStore:
@@ -25,13 +27,15 @@ class ImageStore:
 
     Attributes:
         images: (N, height, width, 3) uint8, in RAM or memory-mapped (changes to it never reach the file).
-        kept: (N,) int64, which of the paths given to `open_store` the images come from: all, unless some were skipped.
     """
 
-    def __init__(self, images: NDArray[np.uint8], kept: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, images: NDArray[np.uint8]) -> None:
         self.images = images
-        self.kept = np.arange(len(images)) if kept is None else kept
-        self._rows = torch.from_numpy(images).view(len(images), self.height * self.width * 3)
+        self._rows = self._in_ram()
+
+    def _in_ram(self) -> Tensor:
+        """Return the images as (N, height·width·3), sharing their memory."""
+        return torch.from_numpy(self.images).view(len(self.images), self.height * self.width * 3)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,11 +73,11 @@ class ImageStore:
     def leave_device(self) -> bool:
         """Free what `to_device` took: `gather` sends batches again. Tell whether there was anything to free."""
         was_there = self._rows.device.type != "cpu"
-        self._rows = torch.from_numpy(self.images).view(len(self.images), self.height * self.width * 3)
+        self._rows = self._in_ram()
         return was_there
 
-    def let_go(self) -> None:
-        """Take memory-mapped images out of this process's memory; the next `gather` maps what it needs again."""
+    def release_pages(self) -> None:
+        """Free the RAM that memory-mapped images take; the next `gather` reads what it needs again."""
         mapped = getattr(self.images, "_mmap", None)
         if mapped is not None and hasattr(mapped, "madvise"):
             mapped.madvise(mmap.MADV_DONTNEED)
@@ -108,7 +112,6 @@ def open_store(
     cache_folder: Path | None,
     workers: int = 2,
     reporter: Reporter | None = None,
-    on_broken: Literal["error", "skip"] = "error",
 ) -> ImageStore:
     """Decode and resize images, or map what an earlier call left in a cache file.
 
@@ -123,7 +126,6 @@ def open_store(
         cache_folder: Where to keep the cache file, or None to keep the images in RAM.
         workers: Threads that decode; at most 1 decodes in the caller's.
         reporter: Where progress and warnings are shown.
-        on_broken: Whether images that cannot be read are an error or are left out (see `ImageStore.kept`).
 
     Returns:
         The images.
@@ -134,33 +136,23 @@ def open_store(
     """
     reporter = reporter or SilentReporter()
     decoder = Decoder([str(Path(path).absolute()) for path in paths], height, width, workers, reporter)
-    images, broken = _load_or_build(decoder, cache_folder, keep_broken=on_broken == "skip")
-    if broken and on_broken == "error":
-        raise DataError(describe_broken(paths, broken), "Put whole copies in their place, or remove them.")
-    if broken:
-        reporter.warning(f"{describe_broken(paths, broken)} They are left out.")
-    return ImageStore(images, np.delete(np.arange(len(paths)), [position for position, _ in broken]))
-
-
-def _load_or_build(
-    decoder: Decoder, cache_folder: Path | None, *, keep_broken: bool
-) -> tuple[NDArray[np.uint8], Broken]:
-    """Return the images from the first cache that has them, else decode them to the first place that takes them."""
-    if cache_folder is None or not decoder.paths:
-        return _build_in_memory(decoder)
+    if cache_folder is None or not paths:
+        return ImageStore(_decode_to_memory(decoder))
     caches = ImageCache.places(decoder, [cache_folder, user_cache_folder() / "images"])
     for cache in caches:
         if (found := cache.load()) is not None:
-            return found
+            return ImageStore(found)
     place = next((cache for cache in caches if _is_writable(cache.file.parent)), None)
     if place is None:
-        decoder.reporter.warning(f"{cache_folder} is not writable: the images stay in memory, for this time only.")
-        return _build_in_memory(decoder)
+        reporter.warning(f"{cache_folder} is not writable: the images stay in memory, for this time only.")
+        return ImageStore(_decode_to_memory(decoder))
     try:
-        return place.build(decoder, keep_broken=keep_broken)
+        return ImageStore(place.build(decoder))
+    except BrokenImagesError:
+        raise
     except DataError as error:
-        decoder.reporter.warning(f"No image cache, so the images stay in memory for this time: {error.message}")
-        return _build_in_memory(decoder)
+        reporter.warning(f"No image cache, so the images stay in memory for this time: {error.message}")
+        return ImageStore(_decode_to_memory(decoder))
 
 
 def _is_writable(folder: Path) -> bool:
@@ -171,9 +163,9 @@ def _is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def _build_in_memory(decoder: Decoder) -> tuple[NDArray[np.uint8], Broken]:
+def _decode_to_memory(decoder: Decoder) -> NDArray[np.uint8]:
     try:
-        images = np.empty((len(decoder.paths), decoder.height, decoder.width, 3), dtype=np.uint8)
+        images = np.empty(decoder.shape, dtype=np.uint8)
     except MemoryError as error:
         raise DeviceError(
             f"{len(decoder.paths)} images take {decoder.num_bytes / 1e9:.1f} GB, more than there is memory.",
@@ -183,5 +175,5 @@ def _build_in_memory(decoder: Decoder) -> tuple[NDArray[np.uint8], Broken]:
     def put(start: int, chunk: NDArray[np.uint8]) -> None:
         images[start : start + len(chunk)] = chunk
 
-    broken = decoder.fill(put)
-    return leave_out(images, broken), broken
+    decoder.fill(put)
+    return images

@@ -92,7 +92,6 @@ def test_pixels_are_pillows_in_the_order_of_the_paths(paths: list[Path], cache: 
         assert len(store) == 40 and store.height == 32 and store.width == 16
         assert store.images.dtype == np.uint8
         np.testing.assert_array_equal(store.images, expected(order))
-        np.testing.assert_array_equal(store.kept, np.arange(40))
 
 
 def test_odd_kinds_of_image(tmp_path: Path) -> None:
@@ -233,35 +232,6 @@ def test_broken_images_are_named(paths: list[Path], cache: Path, workers: int) -
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_broken_images_can_be_left_out(
-    paths: list[Path], cache: Path, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_images(paths, 3)
-    kept = [index for index in range(40) if index not in (0, 3, 6)]
-
-    def check(folder: Path | None) -> None:
-        listener = Listener()
-        store = open_store(paths, 32, 16, cache_folder=folder, workers=workers, on_broken="skip", reporter=listener)
-        assert store.kept.tolist() == kept and len(store) == 37
-        np.testing.assert_array_equal(store.images, expected([paths[index] for index in kept]))
-        assert len(listener.warnings) == 1 and "3 of 40" in listener.warnings[0]
-
-    check(None)
-    check(cache)
-    with no_decoding(monkeypatch):
-        check(cache)
-        with pytest.raises(DataError, match="3 of 40"):
-            open_store(paths, 32, 16, cache_folder=cache)
-
-
-def test_all_images_broken(paths: list[Path], cache: Path) -> None:
-    break_images(paths, 2)
-    for _ in range(2):
-        store = open_store([paths[0], paths[3]], 32, 16, cache_folder=cache, on_broken="skip")
-        assert len(store) == 0 and store.images.shape == (0, 32, 16, 3)
-
-
 def test_no_images(cache: Path) -> None:
     store = open_store([], 32, 16, cache_folder=cache)
     assert len(store) == 0
@@ -313,7 +283,8 @@ def test_no_writable_cache_folder_at_all(paths: list[Path], tmp_path: Path, monk
 def test_progress_counts_every_image(paths: list[Path]) -> None:
     break_images(paths, 2)
     listener = Listener()
-    open_store(paths, 32, 16, cache_folder=None, reporter=listener, on_broken="skip")
+    with pytest.raises(DataError, match="2 of 40"):
+        open_store(paths, 32, 16, cache_folder=None, reporter=listener)
     assert sum(listener.done) == 40
 
 

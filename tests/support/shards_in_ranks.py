@@ -75,7 +75,7 @@ def open_shares(paths: list[Path], cache: Path | None, sharded: bool) -> dict[st
         held = store.local if isinstance(store, ShardedStore) else store
         rows = np.arange(*group.bounds(len(paths)))
         read = group.gather_rows(store.gather(rows, CPU).contiguous())
-        store.let_go()
+        store.release_pages()
         assert torch.equal(store.gather(rows, CPU), read[rows])
         assert isinstance(held, ImageStore)
         return {"count": len(store), "held": len(held), "bytes": held.images.nbytes, "read": read}
