@@ -141,13 +141,19 @@ class ReidDataset:
 
 
 def queries_without_match(query: Split, gallery: Split) -> NDArray[np.bool_]:
-    """Say which queries evaluation cannot score: no gallery image of their identity in another camera.
+    """Say which queries evaluation cannot score: no gallery image of their identity from another camera.
 
     Returns:
         (number of queries,) bool.
     """
-    cameras_of: dict[int, set[int]] = {}
-    for person_id, camera in zip(gallery.person_ids.tolist(), gallery.camera_ids.tolist(), strict=True):
-        cameras_of.setdefault(person_id, set()).add(camera)
-    pairs = zip(query.person_ids.tolist(), query.camera_ids.tolist(), strict=True)
-    return np.array([not (cameras_of.get(person_id, set()) - {camera}) for person_id, camera in pairs], dtype=np.bool_)
+    # Numbered from 0, so that a pair of identity and camera is one number that cannot overflow.
+    persons, cameras = (
+        np.unique(np.concatenate(parts), return_inverse=True)[1]
+        for parts in ((query.person_ids, gallery.person_ids), (query.camera_ids, gallery.camera_ids))
+    )
+    num_cameras = 1 + cameras.max(initial=0)
+    pairs = persons * num_cameras + cameras
+    seen, wanted = np.unique(pairs[len(query) :]), persons[: len(query)]
+    first, last = (np.searchsorted(seen // num_cameras, wanted, side) for side in ("left", "right"))
+    in_own_camera = np.isin(pairs[: len(query)], seen)
+    return np.asarray(last - first <= in_own_camera)

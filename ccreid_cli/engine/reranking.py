@@ -19,31 +19,6 @@ from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
 from ccreid_cli.pseudo_labels.overlap import OverlapSums
 
 
-def rerank_distances(
-    query_features: FeatureArray,
-    gallery_features: FeatureArray,
-    k1: int = 20,
-    k2: int = 6,
-    lambda_value: float = 0.3,
-    device: torch.device | None = None,
-) -> NDArray[np.float32]:
-    """Re-ranked distances of all queries to the whole gallery.
-
-    Args:
-        query_features: Unit rows, (Q, D).
-        gallery_features: Unit rows, (G, D).
-        k1: Nearest neighbours, the image itself not counted.
-        k2: Neighbours whose weights are averaged, the image itself included.
-        lambda_value: Share of the original distance; the rest is Jaccard distance.
-        device: Where to compute; None keeps tensors where they are.
-
-    Returns:
-        Distances, (Q, G).
-    """
-    blocks = list(rerank_blocks(query_features, gallery_features, k1, k2, lambda_value, device))
-    return np.concatenate(blocks) if blocks else np.empty((0, len(gallery_features)), dtype=np.float32)
-
-
 def rerank_blocks(
     query_features: FeatureArray,
     gallery_features: FeatureArray,

@@ -5,7 +5,7 @@ Nothing here holds a queries × gallery matrix: queries are worked through in bl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,15 +17,14 @@ from torch import Tensor
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.engine.score_blocks import (
     Features,
+    IdentityPairs,
     Int64Array,
-    Matches,
     as_matrices,
-    as_tensor,
     index,
     negated_blocks,
     places,
     put,
-    running_rows,
+    row_blocks,
     similarity_blocks,
 )
 
@@ -109,54 +108,18 @@ def evaluate_features(
         DataError: Empty or non-finite features, widths or lengths that do not fit, or no query with a match.
     """
     query, gallery = as_matrices(query_features, gallery_features, device)
-    matches = Matches((query_ids, query_cams, len(query)), (gallery_ids, gallery_cams, len(gallery)))
+    pairs = IdentityPairs((query_ids, query_cams, len(query)), (gallery_ids, gallery_cams, len(gallery)))
     if rerank:
         from ccreid_cli.engine.reranking import rerank_blocks
 
-        return _evaluate(running_rows(rerank_blocks(query, gallery, device=query.device), query.device), matches)
-    return _evaluate(similarity_blocks(query, gallery, matches), matches)
-
-
-def evaluate_distances(
-    distance: Features,
-    query_ids: Int64Array,
-    query_cams: Int64Array,
-    gallery_ids: Int64Array,
-    gallery_cams: Int64Array,
-    *,
-    device: torch.device | None = None,
-) -> Evaluation:
-    """Score rankings given as distances, by the rules of `evaluate_features`.
-
-    Args:
-        distance: (Q, G) distances, small is similar. Not changed.
-        query_ids: (Q,) identities.
-        query_cams: (Q,) cameras.
-        gallery_ids: (G,) identities.
-        gallery_cams: (G,) cameras.
-        device: Where to compute; by default where the distances are.
-
-    Raises:
-        DataError: Empty or non-finite distances, lengths that do not fit, or no query with a match.
-    """
-    matrix = as_tensor(distance)
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise DataError(f"distances must be a queries x gallery matrix with entries, not {tuple(matrix.shape)}.")
-    matches = Matches((query_ids, query_cams, matrix.shape[0]), (gallery_ids, gallery_cams, matrix.shape[1]))
-    return _evaluate(negated_blocks(matrix, matches, device or matrix.device), matches)
+        blocks = rerank_blocks(query, gallery, device=query.device)
+        return evaluate_blocks(negated_blocks(blocks, query.device), pairs)
+    return evaluate_blocks(similarity_blocks(query, gallery, pairs.blocks()), pairs)
 
 
 @torch.no_grad()
 def rank_gallery(
-    query_features: Features,
-    gallery_features: Features,
-    top: int = 10,
-    *,
-    query_ids: Int64Array | None = None,
-    query_cams: Int64Array | None = None,
-    gallery_ids: Int64Array | None = None,
-    gallery_cams: Int64Array | None = None,
-    device: torch.device | None = None,
+    query_features: Features, gallery_features: Features, top: int = 10, *, device: torch.device | None = None
 ) -> Int64Array:
     """Return the most similar gallery images of every query, best first.
 
@@ -164,32 +127,20 @@ def rank_gallery(
         query_features: (Q, D) unit rows.
         gallery_features: (G, D) unit rows.
         top: How many images per query.
-        query_ids: (Q,) identities. With all four of these, images of the query's identity and camera are left out.
-        query_cams: (Q,) cameras.
-        gallery_ids: (G,) identities.
-        gallery_cams: (G,) cameras.
         device: Where to compute; by default where the query features are.
 
     Returns:
-        (Q, min(top, G)) gallery indices; equally similar ones in gallery order; -1 where a ranking ends early.
+        (Q, min(top, G)) gallery indices; equally similar ones in gallery order.
 
     Raises:
-        DataError: Empty or non-finite features, or widths or lengths that do not fit.
+        DataError: Empty or non-finite features, or widths that do not fit.
     """
     query, gallery = as_matrices(query_features, gallery_features, device)
-    if query_ids is None or query_cams is None or gallery_ids is None or gallery_cams is None:
-        # No identity in common: nothing to leave out.
-        query_ids = query_cams = np.zeros(len(query), dtype=np.int64)
-        gallery_ids = gallery_cams = np.ones(len(gallery), dtype=np.int64)
-    matches = Matches((query_ids, query_cams, len(query)), (gallery_ids, gallery_cams, len(gallery)))
     ranked = np.empty((len(query), min(top, len(gallery))), dtype=np.int64)
-    for start, scores in similarity_blocks(query, gallery, matches):
-        rows, columns, excluded = matches.pairs(start, start + len(scores))
-        put(scores, rows[excluded], columns[excluded], -torch.inf)
+    for start, scores in similarity_blocks(query, gallery, row_blocks(len(query), len(gallery))):
         indices = scores.topk(ranked.shape[1], dim=1).indices.sort(dim=1).values
-        values, order = scores.gather(1, indices).sort(dim=1, descending=True, stable=True)
-        indices = indices.gather(1, order).masked_fill(values == -torch.inf, -1)
-        ranked[start : start + len(scores)] = indices.cpu().numpy()
+        order = scores.gather(1, indices).sort(dim=1, descending=True, stable=True).indices
+        ranked[start : start + len(scores)] = indices.gather(1, order).cpu().numpy()
     return ranked
 
 
@@ -221,10 +172,10 @@ def distance_histogram(
         DataError: Empty or non-finite features, or widths or lengths that do not fit.
     """
     query, gallery = as_matrices(query_features, gallery_features, device)
-    matches = Matches((query_ids, query_cams, len(query)), (gallery_ids, gallery_cams, len(gallery)))
+    pairs = IdentityPairs((query_ids, query_cams, len(query)), (gallery_ids, gallery_cams, len(gallery)))
     positives, negatives = np.zeros((2, num_bins), dtype=np.int64)
-    for start, scores in similarity_blocks(query, gallery, matches):
-        rows, columns, excluded = matches.pairs(start, start + len(scores))
+    for start, scores in similarity_blocks(query, gallery, pairs.blocks()):
+        rows, columns, excluded = pairs.between(start, start + len(scores))
         bins = scores.sub_(1).mul_(-num_bins / 2).to(torch.int32).clamp_(0, num_bins - 1)
         same_identity = bins[index(rows, bins), index(columns, bins)]
         matching = same_identity[index(~excluded, bins)]
@@ -238,9 +189,17 @@ def distance_histogram(
 
 
 @torch.no_grad()
-def _evaluate(blocks: Iterator[tuple[int, Tensor]], matches: Matches) -> Evaluation:
-    """Score all blocks and put the queries' results together."""
-    parts = [_score_block(scores, *matches.pairs(start, start + len(scores))) for start, scores in blocks]
+def evaluate_blocks(blocks: Iterable[tuple[int, Tensor]], pairs: IdentityPairs) -> Evaluation:
+    """Score rankings, some queries at a time, by the rules of `evaluate_features`.
+
+    Args:
+        blocks: (first row, (R, G) similarities) of consecutive queries; overwritten.
+        pairs: Which gallery images are of the queries' identities.
+
+    Raises:
+        DataError: No query has a match.
+    """
+    parts = [_score_block(scores, *pairs.between(start, start + len(scores))) for start, scores in blocks]
     average_precision, inverse_penalty, first_rank = (np.concatenate(column) for column in zip(*parts, strict=True))
     scored = first_rank > 0
     if not scored.any():

@@ -1,4 +1,4 @@
-"""Queries against a gallery in blocks of rows: which pairs match, and how similar they are."""
+"""Queries against a gallery in blocks of rows: which pairs are of one identity, and how similar they are."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _SCORES_PER_BLOCK = 32_000_000  # 128 MB of float32
 _MATCHES_PER_BLOCK = 4_000_000
 
 
-class Matches:
-    """Which gallery images show the identity of each query, as lists of pairs.
+class IdentityPairs:
+    """Pairs of a query and a gallery image of one identity, listed for some queries at a time.
 
     Args:
         query: (Q,) identities, (Q,) cameras, Q.
@@ -45,18 +45,22 @@ class Matches:
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Cut the queries so that neither the scores nor the match lists of a block grow large."""
-        rows = min(
-            _SCORES_PER_BLOCK // self.num_gallery, _MATCHES_PER_BLOCK // max(1, self._count.max()), self.num_queries
-        )
-        for start in range(0, self.num_queries, max(1, rows)):
-            yield start, min(start + max(1, rows), self.num_queries)
+        most = max(1, _MATCHES_PER_BLOCK // max(1, self._count.max()))
+        return row_blocks(self.num_queries, self.num_gallery, most)
 
-    def pairs(self, start: int, stop: int) -> tuple[Int64Array, Int64Array, NDArray[np.bool_]]:
+    def between(self, start: int, stop: int) -> tuple[Int64Array, Int64Array, NDArray[np.bool_]]:
         """Return all pairs of one identity: row from `start`, gallery index, whether the camera is the same too."""
         count = self._count[start:stop]
         rows = np.repeat(np.arange(stop - start), count)
         columns = self._by_id[np.repeat(self._first[start:stop], count) + places(count)]
         return rows, columns, self._gallery_cams[columns] == self._query_cams[start:stop][rows]
+
+
+def row_blocks(num_queries: int, num_gallery: int, most: int | None = None) -> Iterator[tuple[int, int]]:
+    """Cut the queries into blocks of at most `most` rows, so that the scores of a block do not grow large."""
+    rows = max(1, min(_SCORES_PER_BLOCK // num_gallery, most or num_queries, num_queries))
+    for start in range(0, num_queries, rows):
+        yield start, min(start + rows, num_queries)
 
 
 def places(counts: Int64Array) -> Int64Array:
@@ -75,7 +79,7 @@ def as_tensor(values: Features) -> Tensor:
 def as_matrices(query: Features, gallery: Features, device: torch.device | None) -> tuple[Tensor, Tensor]:
     """Bring both feature sets to one device as checked float32 matrices of the same width.
 
-    Instead of on Apple's GPUs rankings are computed on the CPU: sorts there have been wrong (pytorch #155560, #183885).
+    In place of an Apple GPU the CPU computes rankings: sorts have been wrong there (pytorch #155560, #183885).
     """
     target = device or as_tensor(query).device
     if target.type == "mps":
@@ -95,19 +99,21 @@ def as_matrices(query: Features, gallery: Features, device: torch.device | None)
     return matrices[0], matrices[1]
 
 
-def _check_finite(values: Tensor, name: str, first_row: int = 0) -> None:
+def _check_finite(values: Tensor, name: str) -> None:
     bad = ~torch.isfinite(values.sum(dim=1))  # one pass over memory: a sum is as finite as its terms
     if bool(bad.any()):
-        row = first_row + int(bad.nonzero()[0, 0])
+        row = int(bad.nonzero()[0, 0])
         raise DataError(
             f"{name} hold NaN or infinity, first in row {row}.", "A model whose training diverged gives such features."
         )
 
 
-def similarity_blocks(query: Tensor, gallery: Tensor, matches: Matches) -> Iterator[tuple[int, Tensor]]:
+def similarity_blocks(
+    query: Tensor, gallery: Tensor, blocks: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, Tensor]]:
     """Yield (first row, (R, G) similarities) of each block of queries; the next block reuses the memory."""
     buffer = torch.empty(0, device=query.device)
-    for start, stop in matches.blocks():
+    for start, stop in blocks:
         if start == 0:
             buffer = torch.empty(stop, len(gallery), device=query.device)
         scores = buffer[: stop - start]
@@ -119,16 +125,7 @@ def similarity_blocks(query: Tensor, gallery: Tensor, matches: Matches) -> Itera
         yield start, scores
 
 
-def negated_blocks(distance: Tensor, matches: Matches, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, (R, G) negated copy) of each block of rows, in float32 or wider."""
-    dtype = distance.dtype if distance.dtype == torch.float64 else torch.float32
-    for start, stop in matches.blocks():
-        block = distance[start:stop].to(device, dtype)
-        _check_finite(block, "distances", start)
-        yield start, (-block).contiguous()
-
-
-def running_rows(blocks: Iterable[NDArray[np.float32]], device: torch.device) -> Iterator[tuple[int, Tensor]]:
+def negated_blocks(blocks: Iterable[NDArray[np.floating]], device: torch.device) -> Iterator[tuple[int, Tensor]]:
     """Yield (first row, (R, G) negated copy on `device`) of consecutive blocks of distances."""
     start = 0
     for block in blocks:

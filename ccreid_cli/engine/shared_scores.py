@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ccreid_cli.data.splits import ReidDataset, Split
+from ccreid_cli.data.splits import ReidDataset, queries_without_match
 from ccreid_cli.engine.retrieval_scores import NUM_RANKS, Evaluation, evaluate_features
 from ccreid_cli.machine.distributed import Group
 
@@ -42,27 +42,12 @@ def evaluate_together(
         ids = (dataset.gallery.person_ids, dataset.gallery.camera_ids)
         return evaluate_features(rows, split.person_ids, split.camera_ids, gallery, *ids, device=device, rerank=rerank)
 
-    matched = np.flatnonzero(has_match(dataset.query, dataset.gallery))
+    matched = np.flatnonzero(~queries_without_match(dataset.query, dataset.gallery))
     if group.world == 1 or rerank or not len(matched):
         return group.on_main(lambda: score(None))
     start, stop = group.bounds(len(matched))
     own = score(matched[start:stop]) if stop > start else None
     return _join(own, matched, len(query), group)
-
-
-def has_match(query: Split, gallery: Split) -> NDArray[np.bool_]:
-    """Return (Q,) whether the gallery has an image of the query's identity from another camera."""
-    ids, counts = np.unique(gallery.person_ids, return_counts=True)
-    same_id = _look_up(ids, counts, query.person_ids)
-    num_cameras = 1 + max(query.camera_ids.max(initial=0), gallery.camera_ids.max(initial=0))
-    keys, key_counts = np.unique(gallery.person_ids * num_cameras + gallery.camera_ids, return_counts=True)
-    return same_id > _look_up(keys, key_counts, query.person_ids * num_cameras + query.camera_ids)
-
-
-def _look_up(keys: NDArray[np.int64], counts: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the count of each wanted key, 0 for those that are not among the ascending `keys`."""
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, counts[places], 0)
 
 
 def _join(own: Evaluation | None, matched: NDArray[np.int64], num_queries: int, group: Group) -> Evaluation:
