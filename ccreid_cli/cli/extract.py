@@ -14,7 +14,6 @@ from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, refuse_existing
 
 if TYPE_CHECKING:
-    from ccreid_cli.core.reporter import Reporter
     from ccreid_cli.inference.loading import ModelRequest
 
 Checkpoint = Annotated[
@@ -167,10 +166,10 @@ def search(
     """
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.data.catalog import CATALOG
+    from ccreid_cli.images.sheet import check_sheet
     from ccreid_cli.inference.embedder import embed_images, open_embedder
     from ccreid_cli.inference.image_list import list_source
-    from ccreid_cli.inference.search import best_matches, matches_as_json, open_gallery
-    from ccreid_cli.inference.search_sheet import check_sheet
+    from ccreid_cli.inference.search import best_matches, matches_as_json, open_gallery, search_sheet
 
     if sheet:
         check_sheet(sheet)
@@ -210,7 +209,7 @@ def search(
         "queries": found,
     }
     if sheet:
-        _draw_sheet(found, sheet, reporter)
+        search_sheet(found, sheet, reporter=reporter)
         reporter.message(f"contact sheet: {sheet}")
     if as_json:
         output.print_json(result)
@@ -247,13 +246,3 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
         columns = ["rank", "similarity", *(["id", "camera"] if with_ids else []), "image"]
         output.print_text(query["query"])
         output.print_table("", columns, rows)
-
-
-def _draw_sheet(found: Sequence[Mapping[str, Any]], sheet: Path, reporter: Reporter) -> None:
-    from ccreid_cli.inference.search_sheet import SheetRow, search_sheet
-
-    rows = []
-    for query in found:
-        matches = [(Path(match["path"]), f"{match['rank']}: {match['similarity']:.3f}") for match in query["matches"]]
-        rows.append(SheetRow(Path(query["query"]), matches))
-    search_sheet(rows, sheet, reporter=reporter)

@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ccreid_cli.core.errors import DataError, UsageError
-from ccreid_cli.core.files import atomic_path
 from ccreid_cli.data.splits import ReidDataset, Split
-
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_GAP, _MARGIN = 4, 44
-_PAPER, _INK = (255, 255, 255), (60, 60, 60)
+from ccreid_cli.images.sheet import Cell, check_sheet, draw_sheet, save_sheet
 
 
 def contact_sheet(
@@ -38,19 +33,22 @@ def contact_sheet(
         UsageError: `out` has another ending, or there is no such split.
         DataError: The split is empty, an image does not decode, or `out` cannot be written.
     """
-    image_format = _FORMATS.get(out.suffix.lower())
-    if image_format is None:
-        raise UsageError(f"{out}: a contact sheet ends in {', '.join(_FORMATS)}.")
+    check_sheet(out)
     if split not in dataset.splits:
         raise UsageError(f'there is no split "{split}".', f"Splits: {', '.join(dataset.splits)}.")
     images = dataset.splits[split]
     if not len(images):
         raise DataError(f"{dataset.name} has no {split} images to show.")
-    rows, columns, cells = _cells(images, num_ids)
-    sheet = _draw(images, rows, columns, cells, cell_height)
-    with atomic_path(out) as temporary:
-        sheet.save(temporary, format=image_format)
-    return out
+    rows, columns, chosen = _cells(images, num_ids)
+    paths = images.paths
+    cells = [
+        [Cell(paths[chosen[row, column]]) if (row, column) in chosen else None for column in range(len(columns))]
+        for row in range(len(rows))
+    ]
+    sheet, unread = draw_sheet(cells, row_names=rows, column_names=columns, cell_height=cell_height)
+    for path, reason in unread.items():
+        raise DataError(f"{path} does not decode: {reason}.")
+    return save_sheet(sheet, out)
 
 
 def _cells(split: Split, num_ids: int) -> tuple[list[str], list[str], dict[tuple[int, int], int]]:
@@ -77,30 +75,3 @@ def _most_seen(split: Split, num_ids: int) -> list[int]:
     ids, num_cameras = np.unique(pairs[0], return_counts=True)
     order = np.lexsort((ids, -num_cameras, ids <= 0))
     return sorted(ids[order][:num_ids].tolist())
-
-
-def _draw(
-    split: Split, rows: list[str], columns: list[str], cells: dict[tuple[int, int], int], cell_height: int
-) -> Image.Image:
-    pictures = {cell: _read(split.root / split.names[index]) for cell, index in cells.items()}
-    shapes = [picture.width / picture.height for picture in pictures.values()]
-    cell_width = max(24, round(cell_height * min(2.0, float(np.median(shapes)))))
-    size = (_MARGIN + len(columns) * (cell_width + _GAP), 20 + len(rows) * (cell_height + _GAP))
-    sheet = Image.new("RGB", size, _PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
-    for column, name in enumerate(columns):
-        pen.text((_MARGIN + column * (cell_width + _GAP), 4), name, _INK, font)
-    for row, name in enumerate(rows):
-        pen.text((2, 20 + row * (cell_height + _GAP)), name, _INK, font)
-    for (row, column), picture in pictures.items():
-        cell = ImageOps.pad(picture, (cell_width, cell_height), color=_PAPER)
-        sheet.paste(cell, (_MARGIN + column * (cell_width + _GAP), 20 + row * (cell_height + _GAP)))
-    return sheet
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
-        raise DataError(f"{path} does not decode: {error}.") from error

@@ -76,8 +76,9 @@ def extract_features(
     was_training = model.training
     model.eval()
     network: nn.Module = model
-    if device.type == "cpu" and is_fusible():
-        network = fuse(model, torch.bfloat16 if precision == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    if device.type == "cpu" and is_fusible(dtype):
+        network = fuse(model, dtype)
     rows = _room(stop - start, model.embedding_dim, device, may_move=group.world == 1)
     first = start
     with reporter.task(description, stop - start, "img") as task:

@@ -20,12 +20,12 @@ from ccreid_cli.core.words import plural
 from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.checkpoint import config_of
+from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.engine.labelling import cluster_settings
 from ccreid_cli.engine.metric_writers import require_writers
 from ccreid_cli.engine.micro_batches import share_chunks
 from ccreid_cli.engine.recovery import recover
 from ccreid_cli.engine.run_folder import RunFolder, default_name, describe_environment
-from ccreid_cli.engine.test_set import TestSet
 from ccreid_cli.engine.trainer import Trainer
 from ccreid_cli.images.opening import image_settings, is_sharded, keep_on_device, open_paths
 from ccreid_cli.machine.device import (
@@ -322,7 +322,7 @@ def _carry_through(
     images = image_settings(config.height, config.width, config.workers, config.data_dir, sharded=sharded)
     store = open_paths(dataset.train.paths, images, session.group, session.reporter)
     keep_on_device(store, session.choice.device)
-    test_set = TestSet(dataset, images, session.group, session.reporter) if dataset.has_evaluation else None
+    test_set = EvaluationSet(dataset, images, session.group, session.reporter) if dataset.has_evaluation else None
     if test_set is None:
         session.reporter.message(f"{dataset.name} has no query and gallery: training without evaluation.")
     else:

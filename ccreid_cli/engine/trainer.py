@@ -20,6 +20,7 @@ from ccreid_cli.core.reporter import Reporter, Task
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.batches import EpochBatches
 from ccreid_cli.engine.cluster_checks import check_clusters
+from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.engine.extraction import extract_features
 from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.engine.losses import EpochLosses, mean_loss
@@ -30,7 +31,6 @@ from ccreid_cli.engine.schedule import learning_rate, set_learning_rate
 from ccreid_cli.engine.state import TrainState, describe_epoch
 from ccreid_cli.engine.step import TrainStep, make_optimizer
 from ccreid_cli.engine.stopping import SharedStop
-from ccreid_cli.engine.test_set import TestSet
 from ccreid_cli.images.source import ImageSet
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.host_memory import return_freed_memory
@@ -64,7 +64,7 @@ class Trainer:
         model: ReidNet,
         method: Method,
         store: ImageSet,
-        test_set: TestSet | None,
+        test_set: EvaluationSet | None,
         *,
         run: RunFolder,
         group: Group,

@@ -24,6 +24,8 @@ from ccreid_cli.core.reporter import Reporter
 Broken = list[tuple[int, str]]
 """(position among the paths, reason) of images that cannot be read."""
 
+RESIZE_RULE = "bicubic"
+"""How `to_pixels` interpolates, as files and model cards call it."""
 BROKEN_SHOWN = 5
 CHUNK = 16
 T = TypeVar("T")

@@ -17,11 +17,11 @@ from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.engine.checkpoint import digest
 from ccreid_cli.engine.extraction import checked_batch_size, extract_features
-from ccreid_cli.images.decoding import Broken, Decoder, decode, describe_broken
+from ccreid_cli.images.decoding import Broken, Decoder, decode, describe_broken, to_pixels
 from ccreid_cli.images.store import ImageStore
 from ccreid_cli.inference.embedding_file import EmbeddingFile
 from ccreid_cli.inference.image_list import ImageList
-from ccreid_cli.inference.loading import LoadedModel, ModelRequest, Preprocessing, load_network, preprocessing_of
+from ccreid_cli.inference.loading import LoadedModel, ModelRequest, Preprocessing, load_network
 from ccreid_cli.machine.device import resolve_precision
 from ccreid_cli.models.placing import probe_precision
 from ccreid_cli.models.reid_net import ReidNet
@@ -30,7 +30,7 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 """An image file, a Pillow image, or an (H, W, 3) uint8 RGB array."""
 
 _WORTH_A_TRIAL = 2048
-"""Images from which on a trial of the number formats costs less than it may save."""
+"""From so many images, timing both number formats first may save more than it costs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +177,7 @@ class Embedder:
             raise UsageError(
                 f"image {position} is a {type(item).__name__}.", "Give paths, Pillow images or uint8 arrays."
             )
-        return np.asarray(item.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+        return to_pixels(item, height, width)
 
 
 class _Rows:
@@ -292,7 +292,7 @@ def open_embedder(
     if precision not in {"auto", "fp32", "bf16"}:
         raise UsageError(f'precision "{precision}" is not known.', "Use auto, fp32 or bf16.")
     loaded = load_network(request, logs_dir, device, reporter or SilentReporter())
-    preprocessing = preprocessing_of(loaded, height, width)
+    preprocessing = Preprocessing.of(loaded, height=height, width=width)
     if num_images < _WORTH_A_TRIAL:
         settled = resolve_precision(precision, loaded.device)
     else:

@@ -8,21 +8,12 @@ from typing import Any
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
-from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.splits import ReidDataset
-from ccreid_cli.engine.test_set import TestSet
+from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.images.opening import image_settings
-from ccreid_cli.inference.loading import LoadedModel
+from ccreid_cli.inference.loading import LoadedModel, Preprocessing
 from ccreid_cli.machine.distributed import Group
-
-
-def input_size(loaded: LoadedModel, dataset: str, height: int | None, width: int | None) -> tuple[int, int]:
-    """Return height and width: as asked, else as trained, else as usual for the dataset."""
-    info = CATALOG.get(dataset)
-    usual = (info.height, info.width) if info else (256, 128)
-    size = loaded.image_size or usual
-    return height or size[0], width or size[1]
 
 
 def score_model(
@@ -65,9 +56,9 @@ def score_model(
         on_dataset(dataset)
     if not dataset.has_evaluation:
         raise DataError(f"{dataset.name} has no query and gallery images with identities to score with.")
-    height, width = input_size(loaded, dataset_name, height, width)
-    group = Group(device=loaded.device)
+    prepared = Preprocessing.of(loaded, dataset_name, height, width)
     settled = loaded.precision(precision)
-    reporter.message(f"input: {height} x {width}, {settled}")
-    test_set = TestSet(dataset, image_settings(height, width, workers, data_dir), group, reporter)
-    return test_set.score(loaded.model, loaded.device, settled, rerank=rerank, batch_size=batch_size).as_json()
+    reporter.message(f"input: {prepared.height} x {prepared.width}, {settled}")
+    images = image_settings(prepared.height, prepared.width, workers, data_dir)
+    evaluation_set = EvaluationSet(dataset, images, Group(device=loaded.device), reporter)
+    return evaluation_set.score(loaded.model, loaded.device, settled, rerank=rerank, batch_size=batch_size).as_json()

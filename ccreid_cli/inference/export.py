@@ -37,7 +37,7 @@ from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.images.augment import normalize
 from ccreid_cli.inference.embedder import Embedder, open_embedder
 from ccreid_cli.inference.loading import ModelRequest, Preprocessing
-from ccreid_cli.models.weight_files import SPEC_METADATA
+from ccreid_cli.models.file_forms import write_safetensors
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "safetensors": ".safetensors"}
 """The forms, and the ending of each one's file."""
@@ -159,7 +159,8 @@ def export_model(
     with atomic_path(out) as temporary:
         temporary.touch()  # a place that cannot be written says so here, not in the exporters' words
         if form == "safetensors":
-            _write_safetensors(embedder, temporary)
+            preprocess = json.dumps(embedder.preprocessing.as_json())
+            write_safetensors(embedder.model.state_dict(), embedder.model.spec, temporary, preprocess=preprocess)
             found = _read_safetensors(temporary, embedder.preprocessing).embed_pixels(images)
         else:
             network = _network(embedder, uint8_input)
@@ -191,7 +192,7 @@ def contract_of(embedder: Embedder, uint8_input: bool) -> dict[str, Any]:
     """Return what a program must know to use an exported file, as plain JSON values."""
     height, width = embedder.input_size
     shape: list[Any] = ["N", height, width, 3] if uint8_input else ["N", 3, height, width]
-    steps = "RGB, resize (bicubic) to height x width"
+    steps = f"RGB, resize ({embedder.preprocessing.resize}) to height x width"
     if not uint8_input:
         steps += ", / 255, minus mean, over std, channels first"
     return {
@@ -316,18 +317,6 @@ def _run_torchscript(path: Path, inputs: NDArray[Any]) -> NDArray[np.float32]:
         network = _JIT.load(str(path))
         output: NDArray[np.float32] = network(torch.from_numpy(inputs)).numpy()
     return output
-
-
-def _write_safetensors(embedder: Embedder, path: Path) -> None:
-    """Write all tensors, with what `ccreid` needs to use them again in the header."""
-    from safetensors.torch import save
-
-    state = embedder.model.state_dict()
-    plain = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
-    spec = json.dumps(asdict(embedder.model.spec))
-    preprocess = json.dumps(embedder.preprocessing.as_json())
-    # Its own writer would make a file that only the owner may read.
-    path.write_bytes(save(plain, metadata={"format": "pt", SPEC_METADATA: spec, "preprocess": preprocess}))
 
 
 def _read_safetensors(path: Path, preprocessing: Preprocessing) -> Embedder:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.errors import CheckpointError, DataError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.engine.run_folder import RunFolder, find_run
 from ccreid_cli.images.augment import IMAGENET_MEAN, IMAGENET_STD
+from ccreid_cli.images.decoding import RESIZE_RULE
 from ccreid_cli.machine.device import derived_seed, resolve_device, resolve_precision
 from ccreid_cli.models.placing import place
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
@@ -64,31 +65,32 @@ class LoadedModel:
     meta: dict[str, Any]
     device: torch.device
 
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """Height and width the checkpoint was trained at, when it says so."""
-        preprocess = self.meta.get("preprocess")
-        if isinstance(preprocess, str):
-            preprocess = json.loads(preprocess)  # the header of a safetensors file holds text only
-        if not isinstance(preprocess, dict):
-            return None
-        return int(preprocess["height"]), int(preprocess["width"])
-
     def trained_on(self) -> tuple[str, Path] | None:
         """Return the dataset's name (or path) and the data directory, when the checkpoint says so."""
-        values = self._settings()
+        values = self.settings()
         return (str(values["dataset"]), Path(values["data_dir"])) if "dataset" in values else None
 
     def precision(self, request: str) -> str:
         """Return the number format to score in: as asked; for ``auto`` the run's own, else the exact one, fp32."""
         if request == "auto":
-            request = str(self._settings().get("precision", "fp32"))
+            request = str(self.settings().get("precision", "fp32"))
         return resolve_precision("fp32" if request == "auto" else request, self.device)
 
-    def _settings(self) -> dict[str, Any]:
-        config = self.meta.get("config")
-        values = json.loads(config) if isinstance(config, str) else {}
-        return values if isinstance(values, dict) else {}
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the run that wrote the checkpoint; empty when it does not say."""
+        return self._recorded("config")
+
+    def preprocess(self) -> dict[str, Any]:
+        """Return how the checkpoint says its images were prepared; empty when it does not say."""
+        return self._recorded("preprocess")
+
+    def _recorded(self, key: str) -> dict[str, Any]:
+        value = self.meta.get(key)
+        try:
+            value = json.loads(value) if isinstance(value, str) else value  # the header of safetensors holds text only
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: its entry `{key}` is damaged: {error}.") from error
+        return dict(value) if isinstance(value, Mapping) else {}
 
 
 def checkpoint_file(resume: str, which: str, logs_dir: Path) -> Path:
@@ -156,34 +158,53 @@ def load_network(
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images are prepared: RGB, bicubic to height × width, / 255, minus mean, over std.
+    """How images are prepared: RGB, resized to height × width, / 255, minus mean, over std.
 
     Attributes:
         height: Rows of the network's input.
         width: Columns of the network's input.
         mean: Of red, green and blue, in [0, 1].
         std: Likewise.
+        resize: How pixels are interpolated: see `images.decoding.to_pixels`.
     """
 
     height: int
     width: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    resize: str = RESIZE_RULE
+
+    @classmethod
+    def of(
+        cls, loaded: LoadedModel, dataset: str | None = None, height: int | None = None, width: int | None = None
+    ) -> Preprocessing:
+        """Decide how images are prepared for a network.
+
+        The size is the one asked for, else what the checkpoint says, else what is usual for `dataset`, else for the
+        dataset it was trained on, else 256 × 128.
+
+        Args:
+            loaded: The network.
+            dataset: The dataset that is used now, if any.
+            height: Rows asked for.
+            width: Columns asked for.
+
+        Raises:
+            CheckpointError: What the checkpoint says cannot be read or done.
+        """
+        recorded, trained_on = loaded.preprocess(), loaded.trained_on()
+        names = (dataset, trained_on[0] if trained_on else None)
+        info = next((CATALOG[name] for name in names if name in CATALOG), None)
+        usual = (info.height, info.width) if info else (256, 128)
+        try:
+            size = int(recorded.get("height", usual[0])), int(recorded.get("width", usual[1]))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{loaded.path}: its input size is not a number: {error}.") from error
+        if (resize := recorded.get("resize", RESIZE_RULE)) != RESIZE_RULE:
+            raise CheckpointError(f"{loaded.path} wants {resize} resizing; this ccreid knows {RESIZE_RULE} only.")
+        return cls(height or size[0], width or size[1])
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        return {**values, "colour": "RGB", "resize": "bicubic", "scale": 1 / 255}
-
-
-def preprocessing_of(loaded: LoadedModel, height: int | None = None, width: int | None = None) -> Preprocessing:
-    """Return how images are prepared: as asked, else as the checkpoint says, else as usual for its dataset."""
-    recorded = loaded.meta.get("preprocess")
-    if isinstance(recorded, str):
-        # The header of a safetensors file holds text only.
-        recorded = json.loads(recorded)
-    trained_on = loaded.trained_on()
-    info = CATALOG.get(trained_on[0]) if trained_on else None
-    usual = {"height": info.height, "width": info.width} if info else {"height": 256, "width": 128}
-    size = {**usual, **recorded} if isinstance(recorded, Mapping) else usual
-    return Preprocessing(height or int(size["height"]), width or int(size["width"]))
+        return {**values, "colour": "RGB", "scale": 1 / 255}

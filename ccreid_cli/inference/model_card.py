@@ -69,9 +69,8 @@ def model_card(embedder: Embedder, form: str, file: Path, check: ExportCheck, *,
 def _training(embedder: Embedder) -> dict[str, Any]:
     """Return dataset, settings and numbers, as far as the checkpoint and its run know them."""
     meta = embedder.loaded.meta
-    config = json.loads(meta["config"]) if isinstance(meta.get("config"), str) else {}
     progress = meta["training"] if isinstance(meta.get("training"), Mapping) else {}
-    settings = {key: value for key, value in config.items() if key not in _OF_THE_MACHINE}
+    settings = {key: value for key, value in embedder.loaded.settings().items() if key not in _OF_THE_MACHINE}
     if "dataset" in settings:
         settings["dataset"] = Path(settings["dataset"]).name
     info = CATALOG.get(settings.get("dataset", ""))

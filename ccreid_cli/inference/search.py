@@ -1,9 +1,9 @@
-"""Which gallery images look most like a query: exact cosine similarity over any number of features."""
+"""Search: the gallery images most similar to a query, by exact cosine similarity over any number of features."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError
-from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.core.reporter import Reporter, SilentReporter
+from ccreid_cli.core.words import plural
+from ccreid_cli.images.sheet import Cell, check_sheet, draw_sheet, save_sheet
 from ccreid_cli.inference.embedder import Embedder
 from ccreid_cli.inference.embedding_file import EmbeddingFile, read_embeddings
 from ccreid_cli.inference.image_list import ImageList
@@ -22,12 +24,12 @@ from ccreid_cli.machine.ranks import threads_per_process
 _BLOCK_BYTES = 256 << 20
 _LEAST_ROWS = 10_000
 """Of a gallery, for a thread of its own."""
-_COMPARED = ("height", "width", "mean", "std")
+_COMPARED = ("height", "width", "resize", "mean", "std")
 """What of the preprocessing must agree. The number format may differ: features are float32 and all but the same."""
 
 
 @dataclass(frozen=True, eq=False)
-class Matches:
+class SearchResults:
     """The best matches of Q queries.
 
     Attributes:
@@ -39,7 +41,7 @@ class Matches:
     indices: NDArray[np.int64]
 
 
-def best_matches(queries: NDArray[np.float32], gallery: NDArray[np.float32], top: int) -> Matches:
+def best_matches(queries: NDArray[np.float32], gallery: NDArray[np.float32], top: int) -> SearchResults:
     """Find the gallery rows most similar to each query, without a copy of the gallery.
 
     faiss compares, exactly (its ``IndexFlatIP`` without the copy); NumPy where faiss is not installed.
@@ -63,7 +65,9 @@ def best_matches(queries: NDArray[np.float32], gallery: NDArray[np.float32], top
     if not np.isfinite(similarities).all() or (indices < 0).any():
         raise DataError("the features hold values that are not numbers.", "Extract them again.")
     order = np.lexsort((indices, -similarities))
-    return Matches(np.clip(np.take_along_axis(similarities, order, 1), -1, 1), np.take_along_axis(indices, order, 1))
+    return SearchResults(
+        np.clip(np.take_along_axis(similarities, order, 1), -1, 1), np.take_along_axis(indices, order, 1)
+    )
 
 
 def _search_faiss(
@@ -160,7 +164,7 @@ def _model(about: Mapping[str, Any]) -> str:
     return f"{about.get('source', 'unknown')} ({str(about.get('model'))[:12]})"
 
 
-def matches_as_json(query: str, row: int, matches: Matches, images: ImageList) -> dict[str, Any]:
+def matches_as_json(query: str, row: int, matches: SearchResults, images: ImageList) -> dict[str, Any]:
     """Return one query's matches as plain JSON values.
 
     Args:
@@ -178,3 +182,33 @@ def matches_as_json(query: str, row: int, matches: Matches, images: ImageList) -
             match |= {"id": int(images.ids[index]), "camera": int(images.cams[index])}
         found.append(match)
     return {"query": query, "matches": found}
+
+
+def search_sheet(found: Sequence[Mapping[str, Any]], out: Path, *, reporter: Reporter | None = None) -> Path:
+    """Draw one row per query: the query, framed, then its matches. A picture that cannot be read is a grey box.
+
+    Args:
+        found: What `matches_as_json` returns for each of the queries, at least one.
+        out: A .png, .jpg or .webp file.
+        reporter: Told of pictures that cannot be read.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UsageError: `out` has another ending.
+        DataError: `out` cannot be written, or there are too many rows or columns for one picture.
+    """
+    check_sheet(out)
+    rows = [
+        [
+            Cell(Path(query["query"]), "query", framed=True),
+            *(Cell(Path(match["path"]), f"{match['rank']}: {match['similarity']:.3f}") for match in query["matches"]),
+        ]
+        for query in found
+    ]
+    sheet, unread = draw_sheet(rows, cell_height=160)
+    if unread:
+        text = f"{plural(len(unread), 'image')} cannot be read and {'is' if len(unread) == 1 else 'are'} left grey"
+        (reporter or SilentReporter()).warning(f"{out}: {text}; the first is {next(iter(unread))}.")
+    return save_sheet(sheet, out)

@@ -32,24 +32,36 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
     path.write_bytes(buffer.getbuffer())
 
 
-def _write_official(state: dict[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
+def _write_official(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
     # The official code loads into a DataParallel model, whose keys start with "module.".
-    content = {"state_dict": {f"module.{key}": value for key, value in to_official(state).items()}}
+    content = {"state_dict": {f"module.{key}": value for key, value in to_official(_plain(state)).items()}}
     _save({**content, "epoch": epoch, "best_mAP": 0.0}, path)
 
 
-def _write_torchvision(state: dict[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
-    _save(to_torchvision(state), path)
+def _write_torchvision(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
+    _save(_plain(to_torchvision(state)), path)
 
 
-def _write_safetensors(state: dict[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
+def _write_safetensors(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
+    write_safetensors(state, spec, path, epoch=str(epoch))
+
+
+def write_safetensors(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, **about: str) -> None:
+    """Write a whole network as safetensors, which `read_weights` reads.
+
+    Args:
+        state: A `ReidNet` state dict.
+        spec: What the network is made of; kept in the header.
+        path: The file to write.
+        about: Further entries of the header.
+    """
     from safetensors.torch import save
 
-    # Its own writer would make a file that only the owner may read.
-    path.write_bytes(save(state, {"format": "pt", "epoch": str(epoch), SPEC_METADATA: json.dumps(asdict(spec))}))
+    # Its own writer of files would make one that only the owner may read.
+    path.write_bytes(save(_plain(state), {"format": "pt", SPEC_METADATA: json.dumps(asdict(spec)), **about}))
 
 
-EXPORTS: dict[str, Callable[[dict[str, Tensor], ModelSpec, Path, int], None]] = {
+EXPORTS: dict[str, Callable[[Mapping[str, Tensor], ModelSpec, Path, int], None]] = {
     "official": _write_official,
     "safetensors": _write_safetensors,
     "torchvision": _write_torchvision,
@@ -76,4 +88,4 @@ def export_weights(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, for
     if form not in EXPORTS:
         raise UsageError(f'there is no form "{form}".', did_you_mean(form, EXPORTS) or f"Forms: {', '.join(EXPORTS)}.")
     with atomic_path(path) as temporary:
-        EXPORTS[form](_plain(state), spec, temporary, epoch)
+        EXPORTS[form](state, spec, temporary, epoch)

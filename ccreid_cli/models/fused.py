@@ -85,12 +85,12 @@ class FusedBlock(nn.Module):
 
 
 @cache
-def is_fusible() -> bool:
-    """Whether this PyTorch has the operations that `fuse` needs, tried on one pixel."""
+def is_fusible(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether PyTorch has the operations that `fuse` needs on this processor, tried on one pixel."""
     if not torch._C._has_mkldnn:
         return False
-    trial = FusedConvolution(nn.Conv2d(1, 1, 1), _ACTIVATIONS[nn.ReLU], torch.float32)
-    pixel = torch.ones(1, 1, 1, 1)
+    trial = FusedConvolution(nn.Conv2d(1, 1, 1), _ACTIVATIONS[nn.ReLU], dtype)
+    pixel = torch.ones(1, 1, 1, 1, dtype=dtype)
     try:
         trial.add_to(pixel.clone(), trial(pixel))
     except (AttributeError, RuntimeError):

@@ -17,11 +17,11 @@ from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.core.version import __version__
 from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.splits import ReidDataset
+from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.engine.extraction import extract_features
 from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.engine.retrieval_scores import distance_histogram, evaluate_features
 from ccreid_cli.engine.run_folder import RunFolder, flatten
-from ccreid_cli.engine.test_set import TestSet
 from ccreid_cli.images.opening import ImageSettings, image_settings, is_sharded, open_paths
 from ccreid_cli.inference.loading import LoadedModel, ModelRequest, load_network
 from ccreid_cli.machine.distributed import Group
@@ -182,7 +182,7 @@ class _Work:
     def retrieval(self, with_images: bool) -> Retrieval:
         """Search the gallery for every query."""
         group = Group(device=self.loaded.device)
-        test_set = TestSet(self.dataset, self.images, group, self.reporter)
+        test_set = EvaluationSet(self.dataset, self.images, group, self.reporter)
         query, gallery = test_set.features(self.loaded.model, self.loaded.device, self.config.precision)
         queries, entries = self.dataset.query, self.dataset.gallery
         pairs = (query, queries.person_ids, queries.camera_ids, gallery, entries.person_ids, entries.camera_ids)

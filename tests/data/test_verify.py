@@ -92,10 +92,9 @@ def test_contact_sheet(root: Path, tmp_path: Path, listener: Any) -> None:
     dataset = load_dataset("market1501", tmp_path, listener)
     out = contact_sheet(dataset, tmp_path / "sheet.png", num_ids=5)
     with Image.open(out) as sheet:
-        assert sheet.height == 20 + 2 * (128 + 4)  # two identities
-        assert sheet.width == 44 + 3 * (64 + 4)  # three cameras
-        assert sheet.getpixel((44 + 32, 20 + 64)) != (255, 255, 255)  # identity 2 in the first camera
-        assert sheet.getpixel((44 + 32, 20 + 132 + 64)) == (255, 255, 255)  # identity 7 was not seen there
+        assert sheet.size == (50 + 3 * 70, 22 + 2 * 134)  # three cameras, two identities
+        assert sheet.getpixel((50 + 32, 22 + 64)) != (255, 255, 255)  # identity 2 in the first camera
+        assert sheet.getpixel((50 + 32, 22 + 134 + 64)) == (255, 255, 255)  # identity 7 was not seen there
     with pytest.raises(UsageError, match="ends in"):
         contact_sheet(dataset, tmp_path / "sheet.pdf")
     (root / "bounding_box_train" / "0002_c1s1_000451_03.jpg").write_bytes(b"")
@@ -107,4 +106,4 @@ def test_contact_sheet_without_identities(tmp_path: Path, write_images: Write, l
     folder = write_images(tmp_path / "mine", [f"{letter}.jpg" for letter in "abcdefghij"])
     dataset = load_dataset(str(folder), tmp_path, listener)
     with Image.open(contact_sheet(dataset, tmp_path / "sheet.jpg", num_ids=4)) as sheet:
-        assert sheet.height == 20 + 2 * (128 + 4)
+        assert sheet.height == 22 + 2 * 134

@@ -17,8 +17,8 @@ import torch
 from ccreid_cli.core.config import MAY_CHANGE_ON_RESUME
 from ccreid_cli.core.errors import CheckpointError, DataError, Interrupted, UsageError
 from ccreid_cli.engine import start as training
+from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.engine.run_folder import RunFolder, find_run
-from ccreid_cli.engine.test_set import TestSet
 from ccreid_cli.engine.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -78,7 +78,7 @@ def test_stopped_again_and_again(tiny_data: Path, tmp_path: Path, undisturbed: d
 def test_stopped_between_the_steps(
     stage: str, tiny_data: Path, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner, name = {"labels": (Trainer, "_begin_epoch"), "evaluation": (TestSet, "score")}[stage]
+    owner, name = {"labels": (Trainer, "_begin_epoch"), "evaluation": (EvaluationSet, "score")}[stage]
     original, calls = getattr(owner, name), []
 
     def second_call_is_stopped(*arguments: Any, **options: Any) -> Any:

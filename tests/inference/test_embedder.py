@@ -20,7 +20,6 @@ from ccreid_cli.inference import embedding_file
 from ccreid_cli.inference.embedder import embed_images, fingerprint_of
 from ccreid_cli.inference.embedding_file import EmbeddingFile, read_embeddings, write_embeddings
 from ccreid_cli.inference.image_list import ImageList, list_folder, list_source
-from ccreid_cli.inference.loading import LoadedModel, preprocessing_of
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 
 HEIGHT, WIDTH, DIM = 32, 16, 8
@@ -137,22 +136,6 @@ def test_the_fingerprint_changes_with_weights_and_pooling() -> None:
     with torch.no_grad():
         average.neck.weight[0] += 1e-6
     assert fingerprint_of(average) != before
-
-
-@pytest.mark.parametrize(
-    ("meta", "size"),
-    [
-        ({}, (256, 128)),
-        ({"preprocess": '{"height": 64, "width": 48}'}, (64, 48)),
-        ({"config": '{"dataset": "veri", "data_dir": "x"}'}, (224, 224)),
-        ({"config": '{"dataset": "veri", "data_dir": "x"}', "preprocess": {"height": 30, "width": 20}}, (30, 20)),
-    ],
-)
-def test_input_size_comes_from_the_checkpoint(meta: dict[str, object], size: tuple[int, int]) -> None:
-    loaded = LoadedModel(ReidNet(ModelSpec("resnet18"), initialize_backbone=False), "", None, meta, torch.device("cpu"))
-    found = preprocessing_of(loaded)
-    assert (found.height, found.width) == size
-    assert preprocessing_of(loaded, height=17).height == 17
 
 
 def test_importing_the_package_imports_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""The test set of a run: query and gallery, decoded once and scored on request."""
+"""Query and gallery of a dataset: decoded once, scored on request."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ccreid_cli.models.reid_net import ReidNet
 
 
 @dataclass
-class TestSet:
-    """Query and gallery of a dataset, decoded on first use."""
+class EvaluationSet:
+    """Query and gallery images, decoded on first use."""
 
     dataset: ReidDataset
     images: ImageSettings
