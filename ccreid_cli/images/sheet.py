@@ -68,15 +68,15 @@ def draw_sheet(
     columns = max(len(row) for row in rows)
     cells = [(line, column, cell) for line, row in enumerate(rows) for column, cell in enumerate(row) if cell]
     below = _LINE if any(cell.caption for _, _, cell in cells) else 0
-    cell_height = min(cell_height, _MOST_SIDE // len(rows) - _GAP - below)
+    left, top = _GAP + (_MARGIN if row_names else 0), _GAP + (_LINE if column_names else 0)
+    cell_height = min(cell_height, (_MOST_SIDE - top) // len(rows) - _GAP - below)
     cell_width = round(cell_height * statistics.median([_shape_of(cell.path) for _, _, cell in cells] or [0.5]))
-    cell_width = min(cell_width, _MOST_SIDE // columns - _GAP)
+    cell_width = min(cell_width, (_MOST_SIDE - left) // columns - _GAP)
     if min(cell_width, cell_height) < _LEAST_SIDE:
         raise DataError(
             f"{len(rows)} rows of {columns} pictures do not fit on one sheet.", "Show fewer, as by a smaller --top."
         )
     step_x, step_y = cell_width + _GAP, cell_height + _GAP + below
-    left, top = _GAP + (_MARGIN if row_names else 0), _GAP + (_LINE if column_names else 0)
     sheet = Image.new("RGB", (left + columns * step_x, top + len(rows) * step_y), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
     for column, name in enumerate(column_names):
