@@ -1,250 +1,175 @@
-"""Charts as inline SVG: drawn by Matplotlib, coloured by the page, so that they follow its light or dark theme."""
+"""Which charts a report has, and the table of its epochs."""
 
 from __future__ import annotations
 
-import io
-import logging
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-from numpy.typing import NDArray
 
-Values = NDArray[np.float64]
+from ccreid_cli.report.content import Retrieval, Training
+from ccreid_cli.report.numbers import (
+    STAGES,
+    Metrics,
+    as_mapping,
+    count,
+    decimal,
+    duration,
+    epoch_numbers,
+    number,
+    series,
+    stage_seconds,
+    total_seconds,
+)
+from ccreid_cli.report.svg import Chart, Key, Line, Values, histogram_chart, line_chart, stacked_chart
 
-COLOURS = {name: f"#01020{digit}" for digit, name in enumerate(("muted", "line", "c1", "c2", "c3", "c4", "c5", "c6"))}
-"""Colours of the page by name -> a colour nobody uses, drawn with and then replaced by the page's variable."""
-COLOURS["c7"] = "#010208"
+NUM_RANKS_SHOWN = 50
 
-DASHES: dict[str, str | tuple[int, tuple[float, ...]]] = {"solid": "-", "dashed": (0, (5, 2.5)), "dotted": (0, (1, 2))}
-
-MAX_BARS = 60
-"""More bars than this are drawn as one outline."""
-
-_SIZE = (5.0, 2.6)  # inches of 72 points: about as wide as a phone, so that text is never scaled down
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ccreid",
-    "font.size": 10,
-    "axes.edgecolor": COLOURS["line"],
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "grid.color": COLOURS["line"],
-    "grid.linewidth": 0.8,
-    "xtick.color": COLOURS["line"],
-    "ytick.color": COLOURS["line"],
-    "xtick.labelcolor": COLOURS["muted"],
-    "ytick.labelcolor": COLOURS["muted"],
-    "ytick.major.size": 0,
-    "xtick.major.size": 3,
-    "axes.xmargin": 0.03,
-    "path.simplify": True,
+STAGE_NAMES = {
+    "extract": "extract features",
+    "neighbors": "neighbours",
+    "jaccard": "Jaccard distance",
+    "clustering": "clustering",
+    "train": "train",
+    "evaluate": "evaluate",
+    "other": "other",
 }
-
-# Matplotlib tells on stderr that it builds its font cache; nothing of that concerns a report.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
+_STAGE_COLOURS = dict(zip(STAGE_NAMES, ("c1", "c4", "c3", "c6", "c2", "c5", "c7"), strict=True))
 
 
-@dataclass(frozen=True, eq=False)
-class Line:
-    """One line of a chart.
-
-    Attributes:
-        label: Its name in the legend.
-        values: (N,) heights; NaN where there is none.
-        colour: A name of `COLOURS`.
-        dash: A name of `DASHES`.
-    """
-
-    label: str
-    values: Values
-    colour: str = "c1"
-    dash: str = "solid"
+def training_charts(training: Training) -> list[Chart]:
+    """Draw loss, clusters, outliers, label quality, scores and time; what no epoch has is left out."""
+    makers = (_loss_chart, _cluster_chart, _outlier_chart, _quality_chart, _score_chart, _time_chart)
+    return [chart for make in makers if (chart := make(training)) is not None]
 
 
-@dataclass(frozen=True)
-class Key:
-    """One entry of a legend: ``dash`` is ``area`` for filled shapes."""
-
-    label: str
-    colour: str
-    dash: str = "solid"
+def retrieval_charts(retrieval: Retrieval) -> list[Chart]:
+    """Draw the CMC curve, the distances of pairs, and how AP spreads over the queries."""
+    return [_cmc_chart(retrieval), _distance_chart(retrieval), _precision_chart(retrieval)]
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A drawn chart.
-
-    Attributes:
-        title: Heading.
-        svg: The drawing, to be put into HTML as it is.
-        value: A number worth reading beside the heading.
-        note: What the chart shows, for those who cannot see it and for those who wonder.
-        keys: Legend; empty for a single line.
-    """
-
-    title: str
-    svg: str
-    value: str = ""
-    note: str = ""
-    keys: tuple[Key, ...] = field(default=())
+def _last_of(values: Values) -> float:
+    known = values[np.isfinite(values)]
+    return float(known[-1]) if len(known) else float("nan")
 
 
-def line_chart(
-    x: Values,
-    lines: list[Line],
-    *,
-    x_label: str,
-    levels: Mapping[str, float] | None = None,
-    from_zero: bool = False,
-    percent: bool = False,
-) -> str:
-    """Draw lines over common x values.
-
-    Args:
-        x: (N,) positions.
-        lines: What to draw; points are marked where they are few.
-        x_label: What the positions are.
-        levels: Name -> height of horizontal lines for comparison (dotted, grey).
-        from_zero: Whether the axis begins at 0.
-        percent: Whether heights are percentages.
-
-    Returns:
-        An ``<svg>`` element.
-    """
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure()
-        for line in lines:
-            known = np.isfinite(line.values)
-            marker = "o" if known.sum() <= 20 else None
-            axes.plot(
-                x[known],
-                line.values[known],
-                color=COLOURS[line.colour],
-                linestyle=DASHES[line.dash],
-                linewidth=1.8,
-                marker=marker,
-                markersize=3.5,
-            )
-        for height in (levels or {}).values():
-            axes.axhline(height, color=COLOURS["muted"], linestyle=DASHES["dotted"], linewidth=1.2)
-        return _finish(figure, axes, x_label, from_zero=from_zero, percent=percent)
+def _lines(training: Training, wanted: list[tuple[str, str, str, str]], scale: float = 1.0) -> list[Line]:
+    """Make the lines of the metrics that are there: (metric, label, colour, dash)."""
+    lines = [Line(label, scale * series(training.metrics, key), colour, dash) for key, label, colour, dash in wanted]
+    return [line for line in lines if np.isfinite(line.values).any()]
 
 
-def stacked_chart(x: Values, layers: Mapping[str, Values], colours: Mapping[str, str], *, x_label: str) -> str:
-    """Draw bars of layers on top of each other.
-
-    Args:
-        x: (N,) positions, one apart.
-        layers: Name -> (N,) heights, the lowest layer first.
-        colours: Name -> a name of `COLOURS`.
-        x_label: What the positions are.
-
-    Returns:
-        An ``<svg>`` element.
-    """
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure()
-        known = np.isfinite(x)
-        x, below = x[known], np.zeros(int(known.sum()))
-        for name, heights in layers.items():
-            top, colour = below + heights[known], COLOURS[colours[name]]
-            if len(x) > MAX_BARS:
-                axes.stairs(top, np.append(x - 0.5, x[-1] + 0.5), baseline=below, fill=True, color=colour, linewidth=0)
-            else:
-                axes.bar(x, heights[known], width=0.86, bottom=below, color=colour, linewidth=0)
-            below = top
-        return _finish(figure, axes, x_label, from_zero=True)
+def _keys(lines: list[Line]) -> tuple[Key, ...]:
+    return tuple(Key(line.label, line.colour, line.dash) for line in lines)
 
 
-def histogram_chart(edges: Values, layers: list[Line], *, x_label: str) -> str:
-    """Draw histograms over each other, each as shares of its own total in percent.
-
-    Args:
-        edges: (B + 1,) of the bins.
-        layers: Names and (B,) counts.
-        x_label: What is counted.
-
-    Returns:
-        An ``<svg>`` element.
-    """
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure()
-        used = np.flatnonzero(sum(layer.values for layer in layers))
-        low, high = (int(used[0]), int(used[-1])) if len(used) else (0, len(edges) - 2)
-        for layer in layers:
-            shares = 100 * layer.values / max(1.0, layer.values.sum())
-            colour = COLOURS[layer.colour]
-            axes.stairs(shares, edges, fill=True, color=colour, alpha=0.25)
-            axes.stairs(shares, edges, color=colour, linewidth=1.6, linestyle=DASHES[layer.dash])
-        axes.set_xlim(edges[low], edges[high + 1])
-        return _finish(figure, axes, x_label, from_zero=True, percent=True, whole=False)
+def _loss_chart(training: Training) -> Chart | None:
+    lines = _lines(training, [("loss", "loss", "c1", "solid")])
+    if not lines:
+        return None
+    svg = line_chart(epoch_numbers(training.metrics), lines, x_label="epoch")
+    return Chart("Loss", svg, decimal(_last_of(lines[0].values), 2), "Mean contrastive loss of each epoch.")
 
 
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE, layout=None)
-    FigureCanvasSVG(figure)
-    figure.patch.set_visible(False)
-    axes = figure.add_axes((0.1, 0.155, 0.875, 0.8))
-    axes.patch.set_visible(False)
-    return figure, axes
+def _cluster_chart(training: Training) -> Chart | None:
+    lines = _lines(training, [("num_clusters", "clusters", "c1", "solid")])
+    if not lines:
+        return None
+    keys, levels, note = _keys(lines), {}, "Clusters found at the start of each epoch."
+    if training.num_ids:
+        name = f"true identities: {count(training.num_ids)}"
+        keys, levels = (*keys, Key(name, "muted", "dotted")), {name: float(training.num_ids)}
+        note += " The dotted line is the number of identities, which training never sees."
+    svg = line_chart(epoch_numbers(training.metrics), lines, x_label="epoch", levels=levels)
+    return Chart("Clusters", svg, count(_last_of(lines[0].values)), note, keys if levels else ())
 
 
-def _finish(
-    figure: Figure, axes: Axes, x_label: str, *, from_zero: bool = False, percent: bool = False, whole: bool = True
-) -> str:
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=whole, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    suffix = " %" if percent else ""
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda height, _: f"{_short(height)}{suffix}"))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: _short(place)))
-    if from_zero:
-        axes.set_ylim(bottom=0)
-    if percent:
-        axes.set_ylim(top=min(axes.get_ylim()[1], 100.5))
-    axes.set_xlabel(x_label, loc="right", labelpad=1)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inline(text.getvalue())
+def _outlier_chart(training: Training) -> Chart | None:
+    share = training.num_images
+    lines = _lines(training, [("num_outliers", "outliers", "c1", "solid")], 100 / share if share else 1.0)
+    if not lines:
+        return None
+    svg = line_chart(epoch_numbers(training.metrics), lines, x_label="epoch", from_zero=True, percent=share is not None)
+    note = "Training images in no cluster: left out of the epoch's batches."
+    return Chart("Outliers", svg, count(_last_of(series(training.metrics, "num_outliers"))), note)
 
 
-def _short(value: float) -> str:
-    """Return a tick's number without more digits than it needs."""
-    if abs(value) >= 10_000:
-        return f"{value / 1000:,.4g}k"
-    return f"{value:,.4g}"
+def _quality_chart(training: Training) -> Chart | None:
+    wanted = [("purity", "purity", "c3", "dotted"), ("nmi", "NMI", "c2", "dashed"), ("ari", "ARI", "c1", "solid")]
+    lines = _lines(training, wanted)
+    if not lines:
+        return None
+    svg = line_chart(epoch_numbers(training.metrics), lines, x_label="epoch")
+    note = "How well clusters match the true identities (1 is perfect). A diagnosis: training never sees identities."
+    return Chart("Label quality", svg, "", note, _keys(lines))
 
 
-def _inline(document: str) -> str:
-    """Turn an SVG document into an element that is at home in an HTML page."""
-    svg = document[document.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Matplotlib's stylesheet would apply to the whole page.
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r" transform=\"rotate\(-0 [^\"]*\"", "", svg).replace("xlink:href", "href")
-    for name, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return re.sub(
-        r"<svg[^>]*viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg, count=1
-    ).strip()
+def _score_chart(training: Training) -> Chart | None:
+    wanted = [("rank1", "rank-1", "c2", "dashed"), ("mAP", "mAP", "c1", "solid")]
+    lines = _lines(training, wanted, 100.0)
+    if not lines:
+        return None
+    published, levels, keys = training.published, {}, _keys(lines)
+    if published:
+        levels = {"published mAP": published.mean_ap, "published rank-1": published.rank1}
+        levels = {name: height for name, height in levels.items() if np.isfinite(height)}
+        keys = (*keys, Key("published", "muted", "dotted"))
+    svg = line_chart(epoch_numbers(training.metrics), lines, x_label="epoch", levels=levels, percent=True)
+    value = f"{decimal(_last_of(lines[-1].values))} %"
+    return Chart("mAP and rank-1", svg, value, "Scores on query and gallery, in percent.", keys)
 
 
-def with_prefix(svg: str, prefix: str) -> str:
-    """Make the ids of a drawing unique within a page by putting `prefix` before them; ids nobody refers to go."""
-    referred = set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", svg))
-    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}{found[1]}"' if found[1] in referred else "", svg)
-    return re.sub(r"(href=\"#|url\(#)", rf"\g<1>{prefix}", svg)
+def _time_chart(training: Training) -> Chart | None:
+    stages = stage_seconds(training.metrics)
+    if not stages:
+        return None
+    svg = stacked_chart(epoch_numbers(training.metrics), stages, _STAGE_COLOURS, x_label="epoch")
+    keys = tuple(Key(STAGE_NAMES[name], _STAGE_COLOURS[name], "area") for name in stages)
+    total = float(sum(values.sum() for values in stages.values()))
+    return Chart(
+        "Time per epoch", svg, duration(total), "Seconds of each stage, stacked; beside the title, all epochs.", keys
+    )
+
+
+def epoch_table(metrics: Metrics) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the headings and the rows of a table of all epochs; columns that no epoch has are left out."""
+    columns = {
+        "loss": [decimal(number(line.get("loss")), 3) for line in metrics],
+        "clusters": [count(number(line.get("num_clusters"))) for line in metrics],
+        "outliers": [count(number(line.get("num_outliers"))) for line in metrics],
+    }
+    for key, title in (("ari", "ARI"), ("nmi", "NMI"), ("purity", "purity")):
+        columns[title] = [decimal(number(line.get(key)), 3) for line in metrics]
+    for key, title in (("mAP", "mAP %"), ("rank1", "rank-1 %")):
+        columns[title] = [decimal(100 * number(line.get(key))) for line in metrics]
+    for stage in STAGES:
+        seconds = [as_mapping(line.get("seconds")).get(stage) for line in metrics]
+        columns[f"{stage} s"] = [decimal(number(value)) for value in seconds]
+    columns["all s"] = [decimal(total_seconds([line])) for line in metrics]
+    known = {title: cells for title, cells in columns.items() if any(cell != "–" for cell in cells)}
+    epochs = [count(number(line.get("epoch")) + 1) for line in metrics]
+    return ["epoch", *known], list(zip(epochs, *known.values(), strict=True))
+
+
+def _cmc_chart(retrieval: Retrieval) -> Chart:
+    shown = 100 * retrieval.cmc[:NUM_RANKS_SHOWN]
+    line = Line("CMC", shown, "c1")
+    svg = line_chart(np.arange(1, len(shown) + 1, dtype=np.float64), [line], x_label="rank", percent=True)
+    note = "Share of queries with a right image among the first so many results."
+    return Chart("CMC curve", svg, f"rank-1 {decimal(float(shown[0]))} %", note)
+
+
+def _distance_chart(retrieval: Retrieval) -> Chart:
+    layers = [
+        Line("same identity, other camera", retrieval.positives.astype(np.float64), "c3"),
+        Line("different identity", retrieval.negatives.astype(np.float64), "c2", "dashed"),
+    ]
+    svg = histogram_chart(retrieval.edges, layers, x_label="squared distance of unit features")
+    pairs = f"{count(retrieval.positives.sum())} and {count(retrieval.negatives.sum())} pairs"
+    note = f"Query-gallery pairs, each kind as shares of its own total ({pairs}). The less they overlap, the better."
+    return Chart("Distances", svg, "", note, _keys(layers))
+
+
+def _precision_chart(retrieval: Retrieval) -> Chart:
+    known = 100 * retrieval.average_precision[np.isfinite(retrieval.average_precision)]
+    counts, edges = np.histogram(known, bins=20, range=(0, 100))
+    svg = histogram_chart(edges, [Line("queries", counts.astype(np.float64), "c1")], x_label="average precision, %")
+    median = f"median {decimal(float(np.median(known)))} %"
+    return Chart("AP of each query", svg, median, "Share of the queries at each average precision.")

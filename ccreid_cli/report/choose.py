@@ -12,7 +12,7 @@ from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.data.splits import ReidDataset, Split
 from ccreid_cli.engine.retrieval_scores import Evaluation, rank_gallery
 from ccreid_cli.images.source import ImageSource
-from ccreid_cli.report.content import Cluster, ClusterGroup, Clusters, Picture, Ranked, Ranking, RankingGroup, Verdict
+from ccreid_cli.report.content import Cluster, Picture, Ranked, Ranking, Selection, Verdict
 
 NUM_QUERIES = 8
 NUM_RESULTS = 10
@@ -77,14 +77,14 @@ def choose_queries(average_precision: NDArray[np.float64], amount: int = NUM_QUE
     return {"worst": worst, "median": median, "random": drawn}
 
 
-def ranking_groups(
+def choose_rankings(
     dataset: ReidDataset,
     store: ImageSource,
     query_features: torch.Tensor,
     gallery_features: torch.Tensor,
     evaluation: Evaluation,
-) -> tuple[RankingGroup, ...]:
-    """Show the worst, the median and random queries with their nearest gallery images.
+) -> tuple[Selection[Ranking], ...]:
+    """Choose the worst, the median and random queries, with their nearest gallery images.
 
     Args:
         dataset: With query and gallery.
@@ -93,15 +93,14 @@ def ranking_groups(
         gallery_features: (G, D) unit rows.
         evaluation: What the queries scored.
     """
-    chosen = choose_queries(evaluation.average_precision)
     titles = {
         "worst": ("Worst queries", "lowest average precision first"),
         "median": ("Median queries", "around the middle of all queries"),
         "random": ("Random queries", "the same ones whenever the scores are the same"),
     }
     ranker = _Ranker(dataset, store, query_features, gallery_features, evaluation)
-    groups = [RankingGroup(*titles[kind], ranker.rankings(queries)) for kind, queries in chosen.items()]
-    return tuple(group for group in groups if group.rankings)
+    chosen = choose_queries(evaluation.average_precision)
+    return tuple(Selection(*titles[kind], ranker.rankings(queries)) for kind, queries in chosen.items() if len(queries))
 
 
 @dataclass(frozen=True)
@@ -114,47 +113,39 @@ class _Ranker:
 
     def rankings(self, queries: Indices) -> tuple[Ranking, ...]:
         """Rank the gallery for some queries."""
-        if not len(queries):
-            return ()
         features = self.query_features[torch.from_numpy(queries).to(self.query_features.device)]
         query, gallery = self.dataset.query.select(queries), self.dataset.gallery
         junk = (query.person_ids[:, None] == gallery.person_ids) & (query.camera_ids[:, None] == gallery.camera_ids)
         ranked = rank_gallery(features, self.gallery_features, NUM_RESULTS + int(junk.sum(axis=1).max()))
-        return tuple(
-            self._ranking(int(index), features[row], ranked[row], junk[row]) for row, index in enumerate(queries)
-        )
+        return tuple(self._ranking(int(index), ranked[row], junk[row]) for row, index in enumerate(queries))
 
-    def _ranking(self, query: int, feature: torch.Tensor, ranked: Indices, junk: NDArray[np.bool_]) -> Ranking:
+    def _ranking(self, query: int, ranked: Indices, junk: NDArray[np.bool_]) -> Ranking:
         split = self.dataset.gallery
         album = Album(self.dataset, split, self.store, offset=len(self.dataset.query))
-        rows = self.gallery_features[torch.from_numpy(ranked).to(feature.device)]
-        distances = (2 - 2 * rows @ feature).clamp(min=0).tolist()
         results: list[Ranked] = []
-        rank = hidden = shown_junk = 0
-        for index, distance in zip(ranked.tolist(), distances, strict=True):
+        rank = num_junk = 0
+        for index in ranked.tolist():
             if rank == NUM_RESULTS:
                 break
-            if junk[index] and shown_junk == MAX_JUNK:
-                hidden += 1
-            elif junk[index]:
-                shown_junk += 1
-                results.append(Ranked(album.picture(index), Verdict.JUNK, None, distance))
-            else:
-                rank += 1
-                is_right = split.person_ids[index] == self.dataset.query.person_ids[query]
-                verdict = Verdict.RIGHT if is_right else Verdict.WRONG
-                results.append(Ranked(album.picture(index), verdict, rank, distance))
+            if junk[index]:
+                num_junk += 1
+                if num_junk <= MAX_JUNK:
+                    results.append(Ranked(album.picture(index), Verdict.JUNK, None))
+                continue
+            rank += 1
+            is_right = split.person_ids[index] == self.dataset.query.person_ids[query]
+            results.append(Ranked(album.picture(index), Verdict.RIGHT if is_right else Verdict.WRONG, rank))
         return Ranking(
             query=Album(self.dataset, self.dataset.query, self.store).picture(query),
             average_precision=float(self.evaluation.average_precision[query]),
             first_match_rank=int(self.evaluation.first_match_rank[query]),
             results=tuple(results),
-            num_junk_hidden=hidden,
+            num_junk_hidden=max(0, num_junk - MAX_JUNK),
         )
 
 
-def cluster_contents(dataset: ReidDataset, store: ImageSource, labels: Indices) -> Clusters:
-    """Show the biggest clusters, the purest, the most mixed (both only where identities are known), and outliers.
+def choose_clusters(dataset: ReidDataset, store: ImageSource, labels: Indices) -> tuple[Selection[Cluster], ...]:
+    """Choose the biggest clusters, and where identities are known the most mixed and the purest.
 
     Args:
         dataset: The dataset.
@@ -164,29 +155,27 @@ def cluster_contents(dataset: ReidDataset, store: ImageSource, labels: Indices) 
     album = Album(dataset, dataset.train, store)
     members = [np.flatnonzero(labels == number) for number in range(int(labels.max(initial=-1)) + 1)]
     sizes = np.array([len(indices) for indices in members], dtype=np.int64)
-    groups = [("Biggest clusters", "by number of images", np.lexsort((-sizes,)))]
+    orders = [("Biggest clusters", "by number of images", np.lexsort((-sizes,)))]
     if dataset.has_train_ids and members:
         purities = np.array([_purity(dataset.train.person_ids[indices])[1] for indices in members])
         mixed = np.lexsort((-sizes, purities))
         note = "several identities merged into one: the images of others than its main identity are marked"
-        groups.append(("Most mixed clusters", note, mixed[purities[mixed] < 1]))
-        groups.append(("Purest clusters", "the bigger first among equals", np.lexsort((-sizes, -purities))))
-    generator = np.random.default_rng(SEED)
-    outliers = np.flatnonzero(labels < 0)
-    drawn = np.sort(generator.permutation(outliers)[:NUM_OUTLIERS])
-    shown = [
-        ClusterGroup(
-            title, note, tuple(_cluster(int(number), members[number], album) for number in order[:NUM_CLUSTERS])
+        orders.append(("Most mixed clusters", note, mixed[purities[mixed] < 1]))
+        orders.append(("Purest clusters", "the bigger first among equals", np.lexsort((-sizes, -purities))))
+    return tuple(
+        Selection(
+            title, note, tuple(_cluster(number, members[number], album) for number in order[:NUM_CLUSTERS].tolist())
         )
-        for title, note, order in groups
-    ]
-    return Clusters(
-        num_images=len(labels),
-        num_clusters=len(members),
-        num_outliers=len(outliers),
-        groups=tuple(group for group in shown if group.clusters),
-        outliers=tuple(album.picture(int(index)) for index in drawn),
+        for title, note, order in orders
+        if len(order)
     )
+
+
+def choose_outliers(dataset: ReidDataset, store: ImageSource, labels: Indices) -> tuple[Picture, ...]:
+    """Draw images that are in no cluster, the same ones whenever the labels are the same; arguments as above."""
+    album = Album(dataset, dataset.train, store)
+    drawn = np.sort(np.random.default_rng(SEED).permutation(np.flatnonzero(labels < 0))[:NUM_OUTLIERS])
+    return tuple(album.picture(index) for index in drawn.tolist())
 
 
 def _purity(person_ids: Indices) -> tuple[int | None, float]:

@@ -1,14 +1,80 @@
-"""What a report shows, as plain values: `engine.reporting` fills these, `report.page` turns them into HTML."""
+"""What a report shows, as plain values: `report.gather` fills them in, `report.page` draws them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from math import nan
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row of the table of results. Scores are percentages, NaN where not known.
+
+    Attributes:
+        kind: ``last``, ``best`` or ``published``.
+        label: What it is, in words.
+        detail: More about it: the epoch, or the settings it was published for.
+        mean_ap: mAP.
+        rank1: CMC at rank 1.
+        rank5: CMC at rank 5.
+        rank10: CMC at rank 10.
+        mean_inp: mINP.
+        is_own: Of published numbers: whether they are those of the run's own recipe.
+        source: Of published numbers: where they were published.
+    """
+
+    kind: str
+    label: str
+    detail: str
+    mean_ap: float = nan
+    rank1: float = nan
+    rank5: float = nan
+    rank10: float = nan
+    mean_inp: float = nan
+    is_own: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The run's scores beside the published ones.
+
+    Attributes:
+        scores: Last, best and published, in the order to show.
+        flags: Settings set by flags that may change a score.
+        num_queries: Queries that the last evaluation scored, where known.
+        num_queries_skipped: Queries that it could not score.
+    """
+
+    scores: tuple[Score, ...]
+    flags: tuple[str, ...]
+    num_queries: int | None
+    num_queries_skipped: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was measured in every epoch.
+
+    Attributes:
+        metrics: The lines of metrics.jsonl.
+        num_images: Training images, where known: outliers are then shown as a share.
+        num_ids: Identities among them, where known: drawn beside the clusters.
+        published: The published score of the run's own recipe.
+    """
+
+    metrics: tuple[Mapping[str, Any], ...]
+    num_images: int | None
+    num_ids: int | None
+    published: Score | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +94,15 @@ class Picture:
     camera: int | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Selection(Generic[T]):
+    """Queries or clusters that were chosen for one reason, such as the worst."""
+
+    title: str
+    note: str
+    chosen: tuple[T, ...]
+
+
 class Verdict(StrEnum):
     """What a ranked image counts as."""
 
@@ -45,13 +120,11 @@ class Ranked:
         picture: The gallery image.
         verdict: Whether it is right.
         rank: Its rank from 1 among the images that count; None for junk.
-        distance: Squared Euclidean distance of the unit features, 0 to 4.
     """
 
     picture: Picture
     verdict: Verdict
     rank: int | None
-    distance: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,33 +147,26 @@ class Ranking:
 
 
 @dataclass(frozen=True, eq=False)
-class RankingGroup:
-    """Queries that were chosen for one reason, such as the worst."""
-
-    title: str
-    note: str
-    rankings: tuple[Ranking, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class Retrieval:
     """How a checkpoint searches the test set.
 
     Attributes:
+        checkpoint: Which one, in words.
         cmc: (R,) share of queries with a right image among the first k + 1.
         average_precision: (Q,) per query, NaN where it cannot be scored.
         edges: (B + 1,) of the histogram of distances.
         positives: (B,) pairs of one identity in two cameras.
         negatives: (B,) pairs of different identities.
-        groups: Rankings to look at; empty in a report without images.
+        rankings: Rankings to look at; empty in a report without images.
     """
 
+    checkpoint: str
     cmc: NDArray[np.float64]
     average_precision: NDArray[np.float64]
     edges: NDArray[np.float64]
     positives: NDArray[np.int64]
     negatives: NDArray[np.int64]
-    groups: tuple[RankingGroup, ...] = ()
+    rankings: tuple[Selection[Ranking], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,69 +193,37 @@ class Cluster:
 
 
 @dataclass(frozen=True, eq=False)
-class ClusterGroup:
-    """Clusters that were chosen for one reason, such as the biggest."""
-
-    title: str
-    note: str
-    clusters: tuple[Cluster, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class Clusters:
     """The pseudo-labels that a checkpoint gives to the training images.
 
     Attributes:
+        checkpoint: Which one, in words.
         num_images: Training images.
         num_clusters: Clusters.
         num_outliers: Images in none.
-        groups: Clusters to look at.
+        selections: Clusters to look at.
         outliers: Some of the outliers.
     """
 
+    checkpoint: str
     num_images: int
     num_clusters: int
     num_outliers: int
-    groups: tuple[ClusterGroup, ...]
+    selections: tuple[Selection[Cluster], ...]
     outliers: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
-class Score:
-    """A row of the table of results. Scores are percentages, None where not known.
+class Setup:
+    """What the run was done with.
 
     Attributes:
-        kind: ``last``, ``best`` or ``published``.
-        label: What it is, in words.
-        detail: More about it: the epoch, or the settings it was published for.
-        mean_ap: mAP.
-        rank1: CMC at rank 1.
-        rank5: CMC at rank 5.
-        rank10: CMC at rank 10.
-        mean_inp: mINP.
-        is_own: Of published numbers: whether they are those of the run's own recipe.
-        source: Of published numbers: where they were published.
+        settings: Name, value and where the value comes from.
+        environment: Name and value.
     """
 
-    kind: str
-    label: str
-    detail: str
-    mean_ap: float | None = None
-    rank1: float | None = None
-    rank5: float | None = None
-    rank10: float | None = None
-    mean_inp: float | None = None
-    is_own: bool = False
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting of the run, and where its value comes from."""
-
-    name: str
-    value: str
-    source: str
+    settings: tuple[tuple[str, str, str], ...]
+    environment: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,19 +236,10 @@ class ReportContent:
         arch: Backbone.
         version: Version of ccreid that wrote the report.
         started: When the run began, as recorded; may be empty.
-        epochs_done: Epochs in `metrics`.
         epochs: Epochs asked for.
-        num_train_images: Training images, where known: outliers are then shown as a share.
-        num_train_ids: Identities among them, where known: drawn beside the clusters.
-        metrics: The lines of metrics.jsonl.
+        metrics: The lines of metrics.jsonl: one for each epoch that is done.
         scores: Last, best and published, in the order to show.
-        num_queries: Queries that the last evaluation scored, where known.
-        num_queries_skipped: Queries that it could not score.
-        settings: The run's settings.
-        environment: Name and value of what the run was done with.
-        checkpoint: Which checkpoint the pictures and curves were made with, in words.
-        retrieval: Search results, when the dataset can be scored.
-        clusters: Pseudo-labels of the training images; None in a report without images.
+        sections: Key -> what the section's template shows, in the order of the page.
         notes: What a reader should know: what is missing, and why.
     """
 
@@ -223,22 +248,8 @@ class ReportContent:
     arch: str
     version: str
     started: str
-    epochs_done: int
     epochs: int
-    num_train_images: int | None
-    num_train_ids: int | None
     metrics: tuple[Mapping[str, Any], ...]
     scores: tuple[Score, ...]
-    num_queries: int | None
-    num_queries_skipped: int | None
-    settings: tuple[Setting, ...]
-    environment: tuple[tuple[str, str], ...]
-    checkpoint: str = ""
-    retrieval: Retrieval | None = None
-    clusters: Clusters | None = None
+    sections: Mapping[str, object]
     notes: tuple[str, ...] = ()
-
-    @property
-    def has_pictures(self) -> bool:
-        """Whether images of the dataset are shown."""
-        return self.clusters is not None or bool(self.retrieval and self.retrieval.groups)

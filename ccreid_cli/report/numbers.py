@@ -1,4 +1,4 @@
-"""Metrics as arrays and numbers as text."""
+"""Values of records that may be damaged, metrics as arrays, and numbers as text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Metrics = Iterable[Mapping[str, Any]]
 
 STAGES = ("extract", "neighbors", "jaccard", "clustering", "train", "evaluate")
 """Stages of an epoch that are shown one by one; the rest is ``other``."""
@@ -20,29 +22,34 @@ def number(value: object) -> float:
     return float(value) if math.isfinite(value) else math.nan
 
 
-def series(metrics: Iterable[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
+def as_mapping(value: object) -> Mapping[str, Any]:
+    """Return a mapping as it is, anything else that a damaged record may hold as an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def series(metrics: Metrics, key: str) -> NDArray[np.float64]:
     """Return one metric over the epochs, NaN where a line does not have it."""
     return np.array([number(line.get(key)) for line in metrics], dtype=np.float64)
 
 
-def epoch_numbers(metrics: Iterable[Mapping[str, Any]]) -> NDArray[np.float64]:
+def epoch_numbers(metrics: Metrics) -> NDArray[np.float64]:
     """Return the epochs' numbers, from 1."""
     return series(metrics, "epoch") + 1
 
 
-def stage_seconds(metrics: Iterable[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
+def stage_seconds(metrics: Metrics) -> dict[str, NDArray[np.float64]]:
     """Return the seconds of every stage over the epochs, in the order of `STAGES`; stages that took none are left out.
 
     Stages outside `STAGES` (the memory, saving) are summed as ``other``.
     """
-    lines = [seconds if isinstance(seconds := line.get("seconds"), Mapping) else {} for line in metrics]
+    lines = [as_mapping(line.get("seconds")) for line in metrics]
     stages = {name: np.nan_to_num(series(lines, name)) for name in STAGES}
     rest = [sum(number(value) for name, value in line.items() if name not in STAGES) for line in lines]
     stages["other"] = np.nan_to_num(np.array(rest, dtype=np.float64))
     return {name: values for name, values in stages.items() if values.any()}
 
 
-def total_seconds(metrics: Iterable[Mapping[str, Any]]) -> float:
+def total_seconds(metrics: Metrics) -> float:
     """Return the time of all epochs."""
     return float(sum(values.sum() for values in stage_seconds(metrics).values()))
 

@@ -10,16 +10,17 @@ import pytest
 
 from ccreid_cli.report.content import (
     Cluster,
-    ClusterGroup,
     Clusters,
     Picture,
     Ranked,
     Ranking,
-    RankingGroup,
     ReportContent,
+    Results,
     Retrieval,
     Score,
-    Setting,
+    Selection,
+    Setup,
+    Training,
     Verdict,
 )
 from ccreid_cli.report.page import render
@@ -53,45 +54,50 @@ def picture() -> Callable[..., Picture]:
 @pytest.fixture(scope="session")
 def content(picture: Callable[..., Picture]) -> ReportContent:
     rng = np.random.default_rng(0)
-    results = tuple(
-        Ranked(picture(), verdict, rank, 0.1 * place)
-        for place, (verdict, rank) in enumerate(
-            [(Verdict.JUNK, None), (Verdict.RIGHT, 1), *((Verdict.WRONG, rank) for rank in range(2, 11))]
-        )
-    )
+    verdicts = [(Verdict.JUNK, None), (Verdict.RIGHT, 1), *((Verdict.WRONG, rank) for rank in range(2, 11))]
+    results = tuple(Ranked(picture(), verdict, rank) for verdict, rank in verdicts)
     ranking = Ranking(picture(), 0.42, 1, results, num_junk_hidden=2)
     cluster = Cluster(7, 40, 3, 2, 0.75, 3, tuple(picture(person_id) for person_id in (3, 3, 9)))
+    published = Score(
+        "published", "published, this recipe", HOSTILE, 82.6, 93.0, is_own=True, source="arXiv 2103.11568"
+    )
+    scores = (
+        Score("last", "last", "epoch 12", 81.94, 92.5, 96.8, 97.9, 48.1),
+        Score("best", "best", "epoch 11", 82.33, 92.6, 96.9, 98.0, 48.6),
+        published,
+        Score("published", "published", "another paper", 83.0, 92.9),
+    )
+    checkpoint = "the last checkpoint (after epoch 12)"
+    sections: dict[str, object] = {
+        "results": Results(scores, flags=("iters",), num_queries=3368, num_queries_skipped=1),
+        "training": Training(metrics(), 12936, 751, published),
+        "retrieval": Retrieval(
+            checkpoint,
+            cmc=np.linspace(0.9, 1, 100),
+            average_precision=np.append(rng.random(50), np.nan),
+            edges=np.linspace(0, 4, 101),
+            positives=rng.integers(0, 90, 100),
+            negatives=rng.integers(0, 900, 100),
+            rankings=(Selection("Worst queries", "lowest first", (ranking, ranking)),),
+        ),
+        "clusters": Clusters(
+            checkpoint, 12936, 750, 321, (Selection("Biggest clusters", "by size", (cluster,)),), (picture(),)
+        ),
+        "setup": Setup(
+            settings=(("eps", "0.4", "recipe market1501"), ("iters", HOSTILE, "flag")),
+            environment=(("host", HOSTILE), ("packages.torch", "2.9")),
+        ),
+    }
     return ReportContent(
         name=HOSTILE,
         dataset=HOSTILE,
         arch="resnet50",
         version="1.0",
         started="2026-01-02T03:04:05+0000",
-        epochs_done=12,
         epochs=12,
-        num_train_images=12936,
-        num_train_ids=751,
         metrics=metrics(),
-        scores=(
-            Score("last", "last", "epoch 12", 81.94, 92.5, 96.8, 97.9, 48.1),
-            Score("best", "best", "epoch 11", 82.33, 92.6, 96.9, 98.0, 48.6),
-            Score("published", "published, this recipe", HOSTILE, 82.6, 93.0, is_own=True, source="arXiv 2103.11568"),
-            Score("published", "published", "another paper", 83.0, 92.9),
-        ),
-        num_queries=3368,
-        num_queries_skipped=1,
-        settings=(Setting("eps", "0.4", "recipe market1501"), Setting("iters", HOSTILE, "flag")),
-        environment=(("host", HOSTILE), ("packages.torch", "2.9")),
-        checkpoint="the last checkpoint (after epoch 12)",
-        retrieval=Retrieval(
-            cmc=np.linspace(0.9, 1, 100),
-            average_precision=np.append(rng.random(50), np.nan),
-            edges=np.linspace(0, 4, 101),
-            positives=rng.integers(0, 90, 100),
-            negatives=rng.integers(0, 900, 100),
-            groups=(RankingGroup("Worst queries", "lowest first", (ranking, ranking)),),
-        ),
-        clusters=Clusters(12936, 750, 321, (ClusterGroup("Biggest clusters", "by size", (cluster,)),), (picture(),)),
+        scores=scores,
+        sections=sections,
         notes=(HOSTILE,),
     )
 

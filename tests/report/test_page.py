@@ -6,12 +6,16 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
+from typing import Any
 
+import numpy as np
 import pytest
 
-from ccreid_cli.report.content import ReportContent
-from ccreid_cli.report.page import PRIVACY, render
+from ccreid_cli.report import choose
+from ccreid_cli.report.content import ReportContent, Training
+from ccreid_cli.report.page import render, thumbnail
 
+PRIVACY = "This file holds images of the dataset."
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -48,7 +52,7 @@ class Page(HTMLParser):
         return [attributes[attribute] for _, attributes in self.elements if attribute in attributes]
 
 
-def test_the_same_run_gives_the_same_page(content: ReportContent, text: str) -> None:
+def test_equal_contents_give_equal_pages(content: ReportContent, text: str) -> None:
     assert render(content) == text
 
 
@@ -116,9 +120,14 @@ def test_keyboard_reaches_everything(text: str) -> None:
     assert len(page.all("summary")) == len(page.all("details")) >= 5
 
 
+def _with_training(content: ReportContent, lines: tuple[Any, ...], *others: str) -> ReportContent:
+    """Return a report with other metrics, and of the other sections only those named."""
+    sections = {"training": Training(lines, None, None, None)} | {key: content.sections[key] for key in others}
+    return replace(content, metrics=lines, scores=(), sections=sections)
+
+
 def test_a_run_that_just_began(content: ReportContent) -> None:
-    new = replace(content, metrics=(), scores=(), epochs_done=0, retrieval=None, clusters=None, started="", notes=())
-    page = Page(render(new))
+    page = Page(render(replace(_with_training(content, (), "setup"), started="", notes=())))
     assert "No epoch is done yet." in page.text
     assert "unfinished: 0 of 12 epochs" in page.text
     assert PRIVACY not in page.text
@@ -128,7 +137,8 @@ def test_a_run_that_just_began(content: ReportContent) -> None:
 def test_a_run_without_evaluation_or_identities(content: ReportContent) -> None:
     wanted = {"epoch", "seconds", "loss", "num_clusters", "num_outliers"}
     lines = tuple({key: value for key, value in line.items() if key in wanted} for line in content.metrics)
-    text = Page(render(replace(content, metrics=lines, scores=(), num_train_ids=None, retrieval=None))).text
+    text = Page(render(_with_training(content, lines, "clusters"))).text
+    assert "Biggest clusters" in text
     assert "Loss" in text
     assert "Label quality" not in text
     assert "mAP" not in text
@@ -139,16 +149,24 @@ def test_a_run_without_evaluation_or_identities(content: ReportContent) -> None:
     "line", [{}, {"epoch": 0, "loss": float("nan"), "seconds": 3}, {"epoch": "x", "loss": "<b>", "seconds": {"a": "b"}}]
 )
 def test_damaged_metrics_cost_no_report(content: ReportContent, line: dict[str, object]) -> None:
-    Page(render(replace(content, metrics=(line,))))
+    Page(render(_with_training(content, (line,))))
 
 
 def test_many_epochs_stay_small(content: ReportContent) -> None:
-    lines = tuple({**content.metrics[0], "epoch": epoch} for epoch in range(1000))
-    assert len(render(replace(content, metrics=lines, retrieval=None, clusters=None))) < 1_500_000
+    lines = tuple({**content.metrics[0], "epoch": epoch} for epoch in range(300))
+    assert len(render(_with_training(content, lines))) < 400_000
+
+
+def test_the_largest_report_stays_under_ten_megabytes(rng: np.random.Generator) -> None:
+    small = thumbnail(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8))
+    rankings = 3 * choose.NUM_QUERIES * (1 + choose.NUM_RESULTS + choose.MAX_JUNK)
+    members = 3 * choose.NUM_CLUSTERS * choose.NUM_MEMBERS
+    assert (rankings + members + choose.NUM_OUTLIERS) * (len(small.address) + 500) < 9_000_000
+    assert small.width == small.height
 
 
 def _themes() -> list[dict[str, str]]:
-    style = (resources.files("ccreid_cli.report") / "style.css").read_text(encoding="utf-8")
+    style = (resources.files("ccreid_cli.report") / "templates" / "style.css").read_text(encoding="utf-8")
     light, dark = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
     return [dict(re.findall(r"--([\w-]+): (#\w{6})", theme)) for theme in (light, dark)]
 

@@ -1,0 +1,73 @@
+"""Sections of what a run's checkpoint does with the images: retrieval and clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ccreid_cli.engine.evaluation_set import EvaluationSet
+from ccreid_cli.engine.extraction import extract_features
+from ccreid_cli.engine.labelling import label_features
+from ccreid_cli.engine.retrieval_scores import distance_histogram, evaluate_features
+from ccreid_cli.images.opening import ImageSettings, image_settings, is_sharded, open_paths
+from ccreid_cli.machine.distributed import Group
+from ccreid_cli.report.choose import choose_clusters, choose_outliers, choose_rankings
+from ccreid_cli.report.content import Clusters, Retrieval
+from ccreid_cli.report.sources import Sources
+
+
+def retrieval(sources: Sources) -> Retrieval | None:
+    """Search the gallery for every query; None without a network or without query and gallery."""
+    dataset, loaded, notes = sources.dataset, sources.loaded, sources.notes
+    if dataset is None or loaded is None:
+        return None
+    if not dataset.has_evaluation:
+        notes.texts.append(f"{dataset.name} has no query and gallery: nothing can be scored.")
+        return None
+    evaluation_set = EvaluationSet(dataset, _images(sources), Group(device=loaded.device), notes.reporter)
+    query, gallery = evaluation_set.features(loaded.model, loaded.device, sources.config.precision)
+    queries, entries = dataset.query, dataset.gallery
+    pairs = (query, queries.person_ids, queries.camera_ids, gallery, entries.person_ids, entries.camera_ids)
+    evaluation = evaluate_features(*pairs)
+    distances = distance_histogram(*pairs)
+    rankings = choose_rankings(dataset, evaluation_set.store, query, gallery, evaluation) if sources.with_images else ()
+    return Retrieval(
+        checkpoint=sources.checkpoint,
+        cmc=evaluation.cmc,
+        average_precision=evaluation.average_precision,
+        edges=distances.edges,
+        positives=distances.positives,
+        negatives=distances.negatives,
+        rankings=rankings,
+    )
+
+
+def clusters(sources: Sources) -> Clusters | None:
+    """Give pseudo-labels to the training images; None without a network or where no image may be shown."""
+    dataset, loaded = sources.dataset, sources.loaded
+    if dataset is None or loaded is None or not sources.with_images:
+        return None
+    reporter, config, group = sources.notes.reporter, sources.config, Group(device=loaded.device)
+    store = open_paths(dataset.train.paths, _images(sources), group, reporter)
+    features = extract_features(
+        loaded.model,
+        store,
+        device=loaded.device,
+        precision=config.precision,
+        description="extract training set",
+        reporter=reporter,
+    )
+    labels = label_features(features, config, group, reporter).labels.astype(np.int64)
+    return Clusters(
+        checkpoint=sources.checkpoint,
+        num_images=len(labels),
+        num_clusters=int(labels.max(initial=-1)) + 1,
+        num_outliers=int((labels < 0).sum()),
+        selections=choose_clusters(dataset, store, labels),
+        outliers=choose_outliers(dataset, store, labels),
+    )
+
+
+def _images(sources: Sources) -> ImageSettings:
+    config = sources.config
+    sharded = is_sharded(config.shard_images)
+    return image_settings(config.height, config.width, config.workers, sources.data_dir, sharded=sharded)
