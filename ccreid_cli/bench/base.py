@@ -1,21 +1,30 @@
-"""What the stages of `ccreid bench` share: settings, device and network, and the form of a result."""
+"""What the stages of `ccreid bench` share: settings, device, network and images, and the form of a result."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from ccreid_cli.bench.measure import Machine
+from ccreid_cli.bench.measure import Machine, Measurement, measure
+from ccreid_cli.bench.synthetic import made_images
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.images.opening import keep_on_device
+from ccreid_cli.images.store import ImageStore
 from ccreid_cli.inference.feature_file import normalize_rows, read_features
 from ccreid_cli.machine.device import resolve_device
 from ccreid_cli.models.placing import place, probe_precision
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
+
+BASELINE_NETWORK = "fp32 channels first, network alone"
+"""What `Bench.baseline_model` is."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +32,16 @@ class BenchSettings:
     """What to measure.
 
     Attributes:
-        config: A recipe with flags put in: network, image size, thresholds, and the epoch that is projected.
+        config: A recipe with the flags applied: network, image size, thresholds, and the epoch that is projected.
         num_images: Images (features for `labels`) of every stage; None takes what suits stage and device.
         batch_size: Images of a step or an extraction batch; None takes what suits the device.
         dim: Width of made features.
         num_queries: Queries of `eval`.
         num_gallery: Gallery images of `eval`.
         features: Features (N, D) for `labels` instead of made ones.
-        features_name: What they are called.
+        features_name: Their name in the result.
         growth: Whether `labels` is measured at an eighth, a quarter, a half and the whole of its size.
-        budget: Seconds after which a measurement is not repeated any more.
+        budget: Seconds after which a measurement is not repeated.
     """
 
     config: TrainConfig
@@ -49,20 +58,20 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What one stage showed.
+    """What was measured of one stage.
 
     Attributes:
         stage: ``labels``, ``step``, ``extract``, ``eval``, ``store build`` or ``store read``.
         size: What it worked on, in words.
         count: How many images (`eval`: queries) it worked through.
         seconds: Median of the runs.
-        peak_bytes: Memory it needed above what was there before; None where not known.
-        ceiling: What it is held against, in words.
-        ceiling_share: Time the ceiling alone would need / time it took.
-        plain_seconds: Time of the straightforward way for the same work; None where that is not measured.
-        plain: What the straightforward way is.
+        peak_bytes: Peak memory above what was in use before; None where not known.
+        ceiling: The operation whose speed limits it, in words.
+        ceiling_share: Time that the ceiling alone would need / time it took.
+        baseline_seconds: Time of a baseline for the same work; None where that is not measured.
+        baseline: What the baseline is.
         parts: Seconds of parts of the stage.
-        note: Anything else worth saying.
+        note: Anything else to show.
         numbers: Sizes that a projection needs.
         error: Why there is no result.
     """
@@ -74,8 +83,8 @@ class StageResult:
     peak_bytes: int | None = None
     ceiling: str = ""
     ceiling_share: float | None = None
-    plain_seconds: float | None = None
-    plain: str = ""
+    baseline_seconds: float | None = None
+    baseline: str = ""
     parts: dict[str, float] = field(default_factory=dict)
     note: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
@@ -88,8 +97,8 @@ class StageResult:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast as the straightforward way."""
-        return self.plain_seconds / self.seconds if self.plain_seconds and self.seconds else None
+        """How many times as fast as the baseline."""
+        return self.baseline_seconds / self.seconds if self.baseline_seconds and self.seconds else None
 
     def as_json(self) -> dict[str, Any]:
         """Return everything, with rate and ratio."""
@@ -119,7 +128,7 @@ class Bench:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the sizes are a GPU's."""
+        """Whether it is a CUDA GPU: sizes are larger then."""
         return self.device.type == "cuda"
 
     @property
@@ -143,6 +152,29 @@ class Bench:
     def forget_model(self) -> None:
         """Free the network: a stage that ran out of memory may have left it with gradients."""
         self._model = None
+
+    def baseline_model(self) -> ReidNet:
+        """Return a copy of the network as PyTorch makes it: float32, channels first."""
+        return copy.deepcopy(self.model).to(memory_format=torch.contiguous_format)
+
+    @torch.no_grad()
+    def forward_flops(self) -> float:
+        """Count the operations of the network for one image, forward; a training step takes three times as many."""
+        config = self.settings.config
+        images = torch.zeros(1, 3, config.height, config.width, device=self.device)
+        with FlopCounterMode(display=False) as counter:
+            self.model.eval()(images)
+        return float(counter.get_total_flops())
+
+    def image_store(self, num_images: int) -> ImageStore:
+        """Return a store of made images, on the device where they fit."""
+        store = ImageStore(made_images(num_images, self.settings.config.height, self.settings.config.width))
+        keep_on_device(store, self.device)
+        return store
+
+    def measure(self, action: Callable[[], Any], *, share: float = 1.0, most: int = 5) -> Measurement:
+        """Time `action` on the device, for a share of the budget: see `measure.measure`."""
+        return measure(action, self.device, budget=share * self.settings.budget, most=most)
 
     def images_or(self, on_cpu: int, on_gpu: int) -> int:
         """Return the number of images asked for, else what suits the device."""

@@ -1,4 +1,4 @@
-"""`ccreid doctor`: what is here, and whether each part computes."""
+"""`ccreid doctor`: versions, devices, data and disk, and whether each device computes correctly."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Finding:
     """One line of the diagnosis.
 
     Attributes:
-        name: What was looked at.
+        name: What was checked.
         status: ``ok``, ``none`` (absent, and not needed) or ``FAILED``.
         detail: What was found.
     """
@@ -44,7 +44,7 @@ class Finding:
 
 
 def diagnose(data_dir: Path, logs_dir: Path) -> list[Finding]:
-    """Look at versions, devices, disk, data and weights; nothing is changed on disk."""
+    """Check versions, devices, disk, data and weights; nothing is changed on disk."""
     checks: list[tuple[str, Callable[[], tuple[str, str]]]] = [
         ("ccreid", _versions),
         ("cpu", lambda: _device("cpu")),

@@ -1,4 +1,4 @@
-"""Seconds, peak memory, and what this machine can do at best."""
+"""Seconds, peak memory, and the highest speeds that this machine reaches."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class PeakMemory:
-    """How much more memory than at the start a block needs at its worst, as a context manager.
+    """Context manager that measures the peak memory of a block, above what was in use at its start.
 
-    On CUDA what PyTorch allocated; elsewhere the resident memory of the process. Memory that earlier work left with the
-    allocator is handed back first; where the allocator cannot, it counts as held already.
+    On CUDA what PyTorch allocated; elsewhere the resident memory of the process. Memory that the allocator keeps after
+    earlier work is returned to the system first; where the allocator cannot, it counts as in use.
 
     Args:
         device: Where the block computes.
@@ -91,14 +91,14 @@ def _status(name: str) -> int | None:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What repeating an action showed.
+    """The times of an action that was repeated.
 
     Attributes:
         seconds: Median over the runs after the first, which warms up; of the first where it alone used up the budget.
-        peak_bytes: Memory that the first run needed above what was held before it; None where not known.
+        peak_bytes: Peak memory of the first run above what was in use before; None where not known.
         runs: How often the action ran.
-        value: What it returned at last.
-        value_seconds: What every counted run took, with what it returned.
+        value: Result of the last run.
+        value_seconds: Seconds and result of every counted run.
     """
 
     seconds: float
@@ -109,13 +109,13 @@ class Measurement:
 
 
 def measure(action: Callable[[], Any], device: torch.device, *, budget: float = 8.0, most: int = 5) -> Measurement:
-    """Run an action once to warm up, then until `most` runs or `budget` seconds are through.
+    """Run an action once to warm up, then repeat it up to `most` times or until `budget` seconds have passed.
 
     Args:
         action: What to time.
-        device: What it computes on, waited for after every run.
+        device: Where it computes; every run ends with a `synchronize`.
         budget: Seconds after which no run begins.
-        most: Runs that count at most.
+        most: Counted runs at most.
     """
     started = time.perf_counter()
     with PeakMemory(device) as memory:
@@ -147,11 +147,11 @@ def best_seconds(action: Callable[[], Any], device: torch.device, *, budget: flo
 
 
 class Machine:
-    """What a device reaches with the simplest large operations: the ceilings that stages are held against.
+    """The speed of a device at the simplest large operations: the ceilings that stages are compared with.
 
     Args:
-        device: Where to measure; nothing is measured before it is asked for.
-        budget: Seconds that each ceiling is measured for.
+        device: Where to measure; each ceiling is measured when first asked for.
+        budget: Seconds of each measurement.
     """
 
     def __init__(self, device: torch.device, budget: float = 1.0) -> None:

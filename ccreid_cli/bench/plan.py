@@ -1,7 +1,7 @@
 """`ccreid bench --plan`: an epoch on many GPUs and many images, predicted from what one process does here.
 
-Counts of bytes are exact for the way `engine.steps` and `engine.labelling` share the work; seconds rest on measured
-rates and on assumptions that every prediction lists (see `ASSUMPTIONS`).
+Bytes are counted exactly as `engine.step` and `pseudo_labels` share the work; seconds follow from measured rates and
+the `ASSUMPTIONS`, which every prediction lists.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`ccreid bench`: how fast each stage of training is here, and what that makes of a whole epoch.
+"""`ccreid bench`: how fast each stage of training is here, and how long a whole epoch would take.
 
-The stages run the very functions that training runs, on made inputs of a given size.
+The stages call the functions that training calls, on made inputs of a given size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ccreid_cli.bench.base import Bench, BenchSettings, StageResult, check_sizes
-from ccreid_cli.bench.stages import time_evaluation, time_extraction, time_labels, time_step, time_store
+from ccreid_cli.bench.stages import time_evaluation, time_extraction, time_labels, time_store
+from ccreid_cli.bench.training_step import time_step
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError, DeviceError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
@@ -69,7 +70,7 @@ def run_bench(names: Sequence[str], settings: BenchSettings, reporter: Reporter 
 
 
 def _guarded(name: str, stage: Stage, bench: Bench) -> list[StageResult]:
-    """Measure a stage; one that does not fit into memory becomes a row that says so, and the others go on."""
+    """Measure a stage; one that does not fit into memory becomes a row that says so."""
     bench.reporter.message(f"measuring {name}")
     message = ""
     try:
@@ -80,7 +81,7 @@ def _guarded(name: str, stage: Stage, bench: Bench) -> list[StageResult]:
         message = "out of memory; try a smaller -n or -b"
     except DeviceError as error:
         message = f"{error.message} {error.hint or ''}".strip()
-    bench.forget_model()  # here, since the error above keeps the failed stage's tensors alive
+    bench.forget_model()  # after the except block: the error holds the tensors of the failed stage
     if bench.on_gpu:
         torch.cuda.empty_cache()
     return [StageResult(name, error=message)]

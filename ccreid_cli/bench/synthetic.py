@@ -1,4 +1,4 @@
-"""Features and images made for measuring: of the size and difficulty of real ones, the same for the same seed."""
+"""Synthetic features and images, as large and as hard as real ones; the same for the same seed."""
 
 from __future__ import annotations
 

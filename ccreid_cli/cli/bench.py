@@ -156,13 +156,23 @@ def _show(found: dict[str, Any], config: TrainConfig) -> None:
     title = (
         f"{machine['device']} ({machine['reason']}), {plural(machine['threads'], 'thread')}, PyTorch {machine['torch']}"
     )
-    columns = ["stage", "size", "seconds", "per second", "extra MB", "of ceiling", "plain s", "times as fast", "also"]
+    columns = [
+        "stage",
+        "size",
+        "seconds",
+        "per second",
+        "extra MB",
+        "of ceiling",
+        "baseline s",
+        "times as fast",
+        "also",
+    ]
     output.print_table(title, columns, [_row(result) for result in found["results"]])
     if ceilings:
         output.print_text(f"ceilings measured here: {ceilings}")
     for result in found["results"]:
-        if result.plain:
-            output.print_text(f"plain {result.stage}: {result.plain}")
+        if result.baseline:
+            output.print_text(f"baseline of {result.stage}: {result.baseline}")
     if found["epoch"]:
         _show_epoch(found["epoch"], config)
 
@@ -178,7 +188,7 @@ def _row(result: StageResult) -> list[object]:
         f"{result.rate:,.0f}" if result.rate >= 100 else f"{result.rate:.1f}",
         None if result.peak_bytes is None else f"{result.peak_bytes / 1e6:,.0f}",
         None if result.ceiling_share is None else f"{100 * result.ceiling_share:.0f} % {result.ceiling}",
-        None if result.plain_seconds is None else f"{result.plain_seconds:.3f}",
+        None if result.baseline_seconds is None else f"{result.baseline_seconds:.3f}",
         None if result.ratio is None else f"{result.ratio:.2f}",
         "; ".join([*also, *filter(None, [result.note])]),
     ]
