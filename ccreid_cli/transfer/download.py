@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
+
+from requests import Response
 
 from ccreid_cli.core.errors import DataError, NetworkError, UsageError
 from ccreid_cli.core.files import free_bytes
 from ccreid_cli.core.locks import FileLock
 from ccreid_cli.core.reporter import Reporter, SilentReporter
-from ccreid_cli.transfer.answers import Body, body_of
 from ccreid_cli.transfer.checks import Expected, byte_text, looks_like_html
-from ccreid_cli.transfer.http import (
-    Exchange,
+from ccreid_cli.transfer.http_get import (
     NameUnknown,
-    RangeUnusable,
     SourceFailed,
     TryAgain,
     address_problem,
+    chunks,
+    get,
+    retry_after,
     shown,
 )
-from ccreid_cli.transfer.partial import KEPT, Partial
+from ccreid_cli.transfer.partial import KEPT, Origin, Partial, disk_errors_explained
 
-MIN_RATE = 256.0  # bytes per second: below it a connection is as good as dead
-LONGEST_PAUSE = 60.0
-LONGEST_RETRY_AFTER = 120.0
-# A try that brought this much is progress: a flaky line may need any number of them.
-PROGRESS_BYTES = 1024 * 1024
-PROGRESS_SHARE = 0.01
+MAX_PAUSE = 60.0  # seconds
+RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def download(
@@ -46,7 +46,6 @@ def download(
     retries: int = 5,
     timeout: float = 30.0,
     backoff: float = 1.0,
-    min_rate: float = MIN_RATE,
 ) -> Path:
     """Fetch `target` from the first of `urls` that gives it whole and right.
 
@@ -60,7 +59,7 @@ def download(
         urls: Sources, http or https, in the order to try; the one that a part has come from goes first.
         target: The file to make. Its folder is made.
         expected_size: Published length in bytes.
-        sha256_prefix: Published SHA-256, or its first digits (6 or more).
+        sha256_prefix: Published SHA-256, or its first digits.
         md5: Published MD5.
         check: Called with the path of the whole file (which still has its temporary name) before it gets its name;
             raises `DataError` when the content is no good.
@@ -68,7 +67,6 @@ def download(
         retries: Further tries at one source after one that failed without progress.
         timeout: Seconds without any data after which a try has failed.
         backoff: Seconds to wait before the second try; doubled for every further one, give or take half.
-        min_rate: Bytes per second below which a connection counts as stalled.
 
     Returns:
         `target`.
@@ -78,37 +76,23 @@ def download(
         NetworkError: No source gave the file; the message has each source and what happened.
         DataError: The disk is full or not writable, or `target` is a folder.
     """
-    expected = Expected(expected_size, sha256_prefix, md5, check)
-    reporter = reporter or SilentReporter()
-    _refuse_bad_addresses(urls)
-    if target.is_dir():
-        raise DataError(f"{target} is a folder, so {target.name} cannot be downloaded to it.", "Choose another place.")
-    lock = target.with_name(f".{target.name}.lock")
-    with FileLock(lock, what=f"the download of {target.name}", reporter=reporter):
-        if _is_there(target, expected, reporter):
-            return target
-        job = _Download(Partial(target), expected, reporter, retries, timeout, backoff, min_rate)
-        job.run(urls)
-    return target
-
-
-def _refuse_bad_addresses(urls: Sequence[str]) -> None:
+    expected, reporter = Expected(expected_size, sha256_prefix, md5, check), reporter or SilentReporter()
     for url in urls:
-        problem = address_problem(url)
-        if problem:
+        if problem := address_problem(url):
             raise UsageError(
                 f'cannot download from "{shown(url)}": it {problem}.',
                 "Give an http:// or https:// address, or a file on this machine with `--archive FILE`.",
             )
-
-
-def _is_there(target: Path, expected: Expected, reporter: Reporter) -> bool:
-    if not target.exists():
-        return False
-    problem = expected.problem(target, reporter)
-    if problem:
-        reporter.warning(f"{target} {problem}: fetching it again.")
-    return problem is None
+    if target.is_dir():
+        raise DataError(f"{target} is a folder, so {target.name} cannot be downloaded to it.", "Choose another place.")
+    lock = target.with_name(f".{target.name}.lock")
+    with FileLock(lock, what=f"the download of {target.name}", reporter=reporter):
+        problem = expected.problem(target) if target.exists() else "is not there"
+        if target.exists() and problem:
+            reporter.warning(f"{target} {problem}: fetching it again.")
+        if problem:
+            _Download(Partial(target), expected, reporter, retries, timeout, backoff).run(urls)
+    return target
 
 
 @dataclass
@@ -121,11 +105,6 @@ class _Download:
     retries: int
     timeout: float
     backoff: float
-    min_rate: float
-
-    @property
-    def name(self) -> str:
-        return self.partial.target.name
 
     def run(self, urls: Sequence[str]) -> None:
         """Try the sources one after another until the file is there."""
@@ -139,13 +118,19 @@ class _Download:
             except SourceFailed as problem:
                 failures.append(f"{shown(url)} {problem}")
                 self.reporter.warning(f"{failures[-1]}.")
-        raise self._no_source_left(failures)
+        tried = "\n".join(f"  {failure}" for failure in failures) or "  no source is known"
+        raise NetworkError(
+            f"could not download {self.partial.target.name}:\n{tried}",
+            f"Try again later. {f'{KEPT} ' if self.partial.length else ''}Behind a proxy set HTTPS_PROXY and "
+            f"REQUESTS_CA_BUNDLE. Or get the file in a browser and save it as {self.partial.target} or pass it with "
+            "`--archive FILE`.",
+        )
 
     def _fetch_checked(self, url: str) -> None:
         """Get the whole file from one source; a second time where the first one does not pass its checks."""
         for is_last in (False, True):
             self._fetch(url)
-            problem = self.expected.problem(self.partial.path, self.reporter)
+            problem = self.expected.problem(self.partial.path)
             if problem is None:
                 return
             self.partial.discard()
@@ -155,103 +140,124 @@ class _Download:
 
     def _fetch(self, url: str) -> None:
         """Get all bytes from one source, in as many tries as it takes."""
-        failures, best, whole = 0, self._usable_length(url), False
-        while not self._is_complete(url):
+        can_resume = self.partial.resume_headers(shown(url), self.expected.has_digest)
+        failures, best = 0, self.partial.length if can_resume else 0
+        while True:
             try:
-                self._receive(url, whole)
-                reason = TryAgain("sent less than the rest of the file")
-            except RangeUnusable as problem:  # asking for the whole file cannot end here again
-                self.reporter.warning(f"{shown(url)} {problem}: starting over.")
-                whole = True
-                continue
+                return self._receive(url)
             except TryAgain as problem:
-                reason = problem
-            if self._is_complete(url):
-                return
-            whole, length = False, self._usable_length(url)
-            failures = 1 if self._is_progress(length - best) else failures + 1
-            best = max(best, length)
-            # A name that gave bytes before is right: the network is away, as a flaky line is.
-            retries = min(self.retries, 1) if isinstance(reason, NameUnknown) and not best else self.retries
-            if failures > retries:
-                raise SourceFailed(f"{reason} ({failures} times)" if failures > 1 else str(reason))
-            self._pause(url, reason, failures, retries)
+                # A flaky line may take any number of tries, as long as each brings one per cent or one MB.
+                size = self.partial.origin.size if self.partial.origin else None
+                is_progress = self.partial.length - best >= min(2**20, max(1, (size or 2**30) // 100))
+                failures, best = 1 if is_progress else failures + 1, max(best, self.partial.length)
+                self._pause(url, problem, failures)
 
-    def _receive(self, url: str, whole: bool) -> None:
-        """Send one request and store what comes."""
-        headers = {} if whole else self.partial.resume_headers(url, self.expected.has_digest)
-        offset = self.partial.length if headers else 0
-        with Exchange(url, headers, self.timeout, self.min_rate) as exchange:
-            answer = exchange.answer()
-            body = body_of(answer, url, self.partial, offset, self.expected)
-            chunks = exchange.chunks() if body.length != 0 else iter(())
-            start = next(chunks, b"")
-            # A log-in page or captive portal must not cost what has arrived: looked at before the part is touched.
-            claims_html = "html" in answer.headers.get("Content-Type", "") and start.lstrip().startswith(b"<")
-            if body.offset == 0 and (claims_html or looks_like_html(start)):
-                raise SourceFailed("sent a web page instead of the file")
-            self._need_room(body.origin.size)
-            if body.offset == 0:
-                self.partial.restart(body.origin)
-            elif body.origin != self.partial.origin:
-                self.partial.describe(body.origin)
-            self._store(chain([start], chunks), body)
-
-    def _store(self, chunks: Iterator[bytes], body: Body) -> None:
-        stored = 0
-        percent = f" (from {100 * body.offset // body.origin.size} %)" if body.offset and body.origin.size else ""
-        with (
-            self.partial.writer() as writer,
-            self.reporter.task(f"downloading {self.name}{percent}", body.length or 0, unit="B") as task,
-        ):
-            for chunk in chunks:
-                stored += len(chunk)
-                if body.length is not None and stored > body.length:
-                    break
-                writer.write(chunk)
-                task.advance(len(chunk))
-        if body.length is None and stored:
-            self.partial.settle_size()
-        elif body.length is not None and stored > body.length:
-            self.partial.discard()
-            problem = f"sent more than the {body.length:,} bytes that it should"
-            raise RangeUnusable(problem) if body.offset else SourceFailed(problem)
-        elif body.length is None or stored < body.length:
-            raise TryAgain(f"the connection was cut after {stored:,} bytes")
-
-    def _is_complete(self, url: str) -> bool:
-        return self.partial.is_complete(url, self.expected.has_digest)
-
-    def _usable_length(self, url: str) -> int:
-        return self.partial.length if self.partial.fits(url, self.expected.has_digest) else 0
-
-    def _is_progress(self, gained: int) -> bool:
-        size = self.partial.origin.size if self.partial.origin else None
-        return gained >= min(PROGRESS_BYTES, PROGRESS_SHARE * size if size else PROGRESS_BYTES)
-
-    def _pause(self, url: str, reason: TryAgain, failures: int, retries: int) -> None:
-        seconds = min(self.backoff * 2 ** (failures - 1) * random.uniform(0.5, 1.5), LONGEST_PAUSE)
-        seconds = max(seconds, min(reason.retry_after or 0.0, LONGEST_RETRY_AFTER))
-        self.reporter.warning(
-            f"{shown(url)} {reason}; trying again in {seconds:.0f} s (try {failures + 1} of {retries + 1})."
-        )
+    def _pause(self, url: str, problem: TryAgain, failures: int) -> None:
+        """Wait before the next try, or give the source up after too many."""
+        # A name that gave bytes before is right: the network is away, as a flaky line is.
+        is_wrong_name = isinstance(problem, NameUnknown) and not self.partial.length
+        retries = min(self.retries, 1) if is_wrong_name else self.retries
+        if failures > retries:
+            raise SourceFailed(f"{problem} ({failures} times)" if failures > 1 else str(problem))
+        seconds = min(self.backoff * 2 ** (failures - 1) * random.uniform(0.5, 1.5), MAX_PAUSE)
+        seconds = max(seconds, problem.retry_after)
+        again = f"trying again in {seconds:.0f} s (try {failures + 1} of {retries + 1})"
+        self.reporter.warning(f"{shown(url)} {problem}; {again}.")
         time.sleep(seconds)
+
+    def _receive(self, url: str) -> None:
+        """Send one request and store what comes; returns when the file is whole."""
+        headers, known = self.partial.resume_headers(shown(url), self.expected.has_digest), self.partial.origin
+        if headers and known and known.size == self.partial.length:
+            return
+        with get(url, headers, self.timeout) as response:
+            etag, last_modified = (response.headers.get(name, "") for name in ("ETag", "Last-Modified"))
+            origin = Origin(shown(url), etag, last_modified)
+            offset, size = self._judge(response, origin, self.partial.length if headers else 0)
+            if self.expected.size not in (None, size or self.expected.size):
+                raise SourceFailed(f"has a file of {size:,} bytes instead of {self.expected.size:,}")
+            body = chunks(response, self.timeout)
+            start = next(body, b"")
+            # A log-in page or captive portal must not cost what has arrived: looked at before the part is touched.
+            claims_html = "html" in response.headers.get("Content-Type", "") and start.lstrip().startswith(b"<")
+            if offset == 0 and (claims_html or looks_like_html(start)):
+                raise SourceFailed("sent a web page instead of the file")
+            self._need_room(size)
+            if offset == 0:
+                self.partial.restart(replace(origin, size=size))
+            self._store(chain([start], body), offset, size or self.expected.size)
+
+    def _judge(self, response: Response, origin: Origin, asked: int) -> tuple[int, int | None]:
+        """Return where in the file the body of an answer begins, and the size of the file if it is told.
+
+        `asked` is the position from which the missing bytes were asked, 0 where the whole file was.
+        """
+        status = response.status_code
+        answer = f"answered {status} {HTTPStatus(status).phrase if status in set(HTTPStatus) else ''}".rstrip()
+        if status == 200:
+            return 0, self._size_of_whole(response)
+        if status == 206 and asked and (size := self._size_by_range(response, origin, asked)):
+            return asked, size
+        if status in (206, 416) and asked:
+            self.partial.discard()
+            raise TryAgain(f"{answer}, but not with the rest of this file: starting over")
+        raise TryAgain(answer, retry_after(response)) if status in RETRIED_STATUS else SourceFailed(answer)
+
+    def _size_by_range(self, response: Response, origin: Origin, asked: int) -> int | None:
+        """Return the length of the file that an answer 206 tells, or None where its body is not the rest of ours."""
+        field, known = response.headers.get("Content-Range", ""), self.partial.origin
+        found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", field.strip(), re.ASCII)
+        if known is None or found is None or "Content-Encoding" in response.headers:
+            return None
+        first, last, size = map(int, found.groups())
+        length_fits = response.raw.length_remaining in (None, last - first + 1) and known.size in (None, size)
+        tags = (known.etag, origin.etag), (known.last_modified, origin.last_modified)
+        is_changed = known.url == origin.url and any(old and new and old != new for old, new in tags)
+        return size if first == asked and length_fits and not is_changed else None
+
+    def _size_of_whole(self, response: Response) -> int | None:
+        """Return the length of the file that an answer 200 tells, if it does."""
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        # Some servers say gzip of every gzip file that they hold: then the body is the file.
+        is_gzip_file = self.partial.target.suffix.lower() in (".gz", ".tgz") and encoding in ("gzip", "x-gzip")
+        if encoding != "identity" and not is_gzip_file:
+            raise SourceFailed(f'sent the file as "Content-Encoding: {encoding[:40]}", which was not asked for')
+        size: int | None = response.raw.length_remaining
+        if size == 0:
+            raise SourceFailed("sent an empty file")
+        known = self.expected
+        if not (size or response.raw.chunked or known.size or known.has_digest or known.check):
+            raise SourceFailed("does not say how long the file is, so a cut one could not be told from a whole one")
+        return size
+
+    def _store(self, body: Iterator[bytes], offset: int, size: int | None) -> None:
+        """Append a body to the part; unbuffered, so that a kill loses nothing that has arrived."""
+        stored, end = offset, size or 2**63
+        percent = f" (from {100 * offset // size} %)" if offset and size else ""
+        name = f"downloading {self.partial.target.name}{percent}"
+        with disk_errors_explained(self.partial.path, KEPT):
+            file = self.partial.path.open("ab", buffering=0)
+        with file, self.reporter.task(name, (size or offset) - offset, unit="B") as task:
+            for chunk in body:
+                stored += len(chunk)
+                if stored > end:
+                    break
+                task.advance(len(chunk))
+                with disk_errors_explained(self.partial.path, KEPT):
+                    while chunk:
+                        chunk = chunk[file.write(chunk) :]
+        if stored > end:
+            self.partial.discard()
+            raise TryAgain(f"sent more than the {end - offset:,} bytes that it should: starting over")
+        if stored < (size or 1):
+            raise TryAgain(f"the connection was cut after {stored - offset:,} bytes")
 
     def _need_room(self, size: int | None) -> None:
         """Refuse to begin what the disk cannot hold."""
-        folder = self.partial.target.parent
+        name, folder = self.partial.target.name, self.partial.target.parent
         missing, free = (size or 0) - self.partial.length, free_bytes(folder)
         if missing > free:
             raise DataError(
-                f"{self.name} needs {byte_text(missing)}, and the disk of {folder} has only {byte_text(free)} free.",
+                f"{name} needs {byte_text(missing)}, and the disk of {folder} has only {byte_text(free)} free.",
                 f"Free some space on that disk, or choose a folder on another one. {KEPT}",
             )
-
-    def _no_source_left(self, failures: list[str]) -> NetworkError:
-        tried = "\n".join(f"  {failure}" for failure in failures) or "  no source is known"
-        kept = f" {KEPT}" if self.partial.length else ""
-        return NetworkError(
-            f"could not download {self.name}:\n{tried}",
-            f"Try again later.{kept} Behind a proxy set HTTPS_PROXY and REQUESTS_CA_BUNDLE. Or get the file in a "
-            f"browser and save it as {self.partial.target} or pass it with `--archive FILE`.",
-        )
