@@ -233,11 +233,10 @@ class _Download:
     def _store(self, body: Iterator[bytes], offset: int, size: int | None) -> None:
         """Append a body to the part; unbuffered, so that a kill loses nothing that has arrived."""
         stored, end = offset, size or 2**63
-        percent = f" (from {100 * offset // size} %)" if offset and size else ""
-        name = f"downloading {self.partial.target.name}{percent}"
+        name = f"downloading {self.partial.target.name}"
         with disk_errors_explained(self.partial.path, KEPT):
             file = self.partial.path.open("ab", buffering=0)
-        with file, self.reporter.task(name, (size or offset) - offset, unit="B") as task:
+        with file, self.reporter.task(name, size or 0, unit="B", done=offset) as task:
             for chunk in body:
                 stored += len(chunk)
                 if stored > end:

@@ -14,6 +14,7 @@ class Listener:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.tasks: list[list[object]] = []
+        self.done: list[int] = []
 
     def message(self, text: str) -> None:
         self.lines.append(text)
@@ -21,8 +22,9 @@ class Listener:
     def warning(self, text: str) -> None:
         self.lines.append(text)
 
-    def task(self, description: str, total: int, unit: str = "it") -> _Bar:
-        self.tasks.append([description, total, unit, 0])
+    def task(self, description: str, total: int, unit: str = "it", done: int = 0) -> _Bar:
+        self.done.append(done)
+        self.tasks.append([description, total, unit, done])
         return _Bar(self.tasks[-1])
 
     @property
