@@ -131,11 +131,12 @@ def chunks(response: requests.Response, timeout: float) -> Iterator[bytes]:
 
 def _read(raw: Any, seconds: float) -> bytes:
     """Return the next bytes of urllib3's response `raw`, b"" at its end."""
+    if not raw.chunked:
+        return bytes(raw.read1(CHUNK_BYTES, decode_content=False))
     # The length of a chunk is read up to the end of its line: no socket's time-out ends one that drips.
     guard = threading.Timer(seconds, raw.shutdown)
     guard.daemon = True
-    if raw.chunked:
-        guard.start()
+    guard.start()
     try:
         return bytes(raw.read1(CHUNK_BYTES, decode_content=False))
     finally:
