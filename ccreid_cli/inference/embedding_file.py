@@ -13,7 +13,6 @@ The JSON text says ``model`` (fingerprint), ``source`` (checkpoint), ``preproces
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_path
 from ccreid_cli.inference.feature_file import UNREADABLE, normalize_rows, read_features
@@ -61,10 +61,8 @@ def check_form(path: Path) -> None:
         raise UsageError(
             f"{path}: features are written as {', '.join(_WRITERS)}.", "Choose one with -o, as in -o f.npz."
         )
-    if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UsageError(
-            f"{path}: Parquet files need the package pyarrow.", "pip install 'ccreid[parquet]', or use .npz."
-        )
+    if path.suffix.lower() == ".parquet":
+        require("pyarrow", "parquet")
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -103,7 +101,7 @@ def _write_npy(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> 
         raise DataError(f"{path}: an image's name holds a line break.", "Write .npz or .parquet, or rename the image.")
     lines = "".join(name + "\n" for name in content.images.names)
     columns = {name: values.tolist() for name, values in _columns(content.images).items()}
-    # None appears before all are written: what is left of a set would be in the way of the next attempt.
+    # All appear together: part of a set would make the next attempt ask for --force.
     with ExitStack() as stack:
         matrix, names, rest = (stack.enter_context(atomic_path(file)) for file in files_of(path))
         names.write_bytes(lines.encode("utf-8", "surrogateescape"))
@@ -137,7 +135,7 @@ _WRITERS: dict[str, Callable[[Path, EmbeddingFile, Mapping[str, Any]], None]] = 
 def read_embeddings(path: Path) -> EmbeddingFile:
     """Read features of any of the three forms; an ``.npy`` matrix is memory-mapped, not copied.
 
-    Files that ccreid did not write are taken too, as far as `data.feature_file.read_features` takes them; their rows
+    Files that ccreid did not write are taken too, as far as `feature_file.read_features` takes them; their rows
     are normalised and their images are called by number.
 
     Raises:

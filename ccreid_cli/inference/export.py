@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import io
 import json
 import logging
@@ -29,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import CcreidError, DataError, UsageError
 from ccreid_cli.core.files import atomic_path
 from ccreid_cli.core.reporter import Reporter, SilentReporter
@@ -53,7 +53,7 @@ _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """How near the file is to the network it was made from.
+    """How closely the exported file agrees with the network it was made from.
 
     Attributes:
         images: What was compared: real images of a dataset, or noise.
@@ -88,9 +88,8 @@ def check_request(form: str, uint8_input: bool, out: Path | None = None) -> None
         raise UsageError(f"-o {out} is to be {form}, but ends as {named} does.", f"Add --format {named}, or rename it.")
     if form == "safetensors" and uint8_input:
         raise UsageError("--uint8-input: a safetensors file holds weights only.", "Use --format onnx or torchscript.")
-    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if form == "onnx" and missing:
-        raise UsageError(f"ONNX files need the packages {', '.join(missing)}.", "pip install 'ccreid[onnx]'")
+    for package in _ONNX_PACKAGES if form == "onnx" else ():
+        require(package, "onnx")
 
 
 def sample_images(embedder: Embedder, data_dir: Path | None = None) -> tuple[NDArray[np.uint8], str]:
@@ -114,7 +113,7 @@ def sample_images(embedder: Embedder, data_dir: Path | None = None) -> tuple[NDA
 
 def _dataset_images(embedder: Embedder, name: str, data_dir: Path) -> tuple[NDArray[np.uint8], str]:
     if not data_dir.is_dir():
-        # Nor is the toy dataset made in a place that is not there.
+        # Otherwise `load_dataset` would make the toy dataset in a new folder.
         raise DataError(f"{data_dir} does not exist.")
     dataset = load_dataset(name, data_dir, SilentReporter())
     split = "query" if len(dataset.query) else "train"
@@ -146,7 +145,7 @@ def export_model(
         reporter: Where messages go.
 
     Returns:
-        How near the file is.
+        How closely the file agrees.
 
     Raises:
         UsageError: As `check_request`.
@@ -237,7 +236,7 @@ def _prepared(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep the exporters' own chatter from stdout and stderr."""
+    """Silence the exporters' own messages on stdout and stderr."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -306,7 +305,7 @@ def _write_torchscript(
 ) -> None:
     with _quietly():
         traced = _JIT.freeze(_JIT.trace(network, example, check_trace=False))
-        # By way of memory: PyTorch's own writer of files ends the whole process when the disk is full.
+        # Through memory: PyTorch's own file writer ends the whole process when the disk is full.
         buffer = io.BytesIO()
         _JIT.save(traced, buffer, _extra_files={"ccreid.json": json.dumps(contract)})
     path.write_bytes(buffer.getbuffer())

@@ -2,7 +2,8 @@
 
 The published numbers of Cluster Contrast come from four GPUs that each normalise a quarter of the batch. One GPU that
 normalises the whole batch learns a different, worse model. Here a batch is cut into contiguous chunks of at most
-`samples_per_bn` samples, and each chunk is normalised by itself, on one GPU or on many.
+`samples_per_bn` samples, and each chunk is normalised by itself, on one GPU or on many. PyTorch has no such layer: its
+own normalises a GPU's whole share, or with SyncBatchNorm the whole batch.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save(content: Mapping[str, Any], path: Path) -> None:
-    # By way of memory: PyTorch's own writer of files does not say that the disk is full.
+    # Through memory: PyTorch's own file writer does not say that the disk is full.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     path.write_bytes(buffer.getbuffer())
@@ -57,7 +57,7 @@ def write_safetensors(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, 
     """
     from safetensors.torch import save
 
-    # Its own writer of files would make one that only the owner may read.
+    # Its own file writer makes files that only the owner may read.
     path.write_bytes(save(_plain(state), {"format": "pt", SPEC_METADATA: json.dumps(asdict(spec)), **about}))
 
 

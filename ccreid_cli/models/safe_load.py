@@ -1,6 +1,8 @@
 """Reading weight files that somebody else made: nothing in them is ever executed.
 
-Everything goes through PyTorch's restricted unpickler (``weights_only=True``) or safetensors. There is no fallback.
+Everything goes through PyTorch's restricted unpickler (``weights_only=True``) or safetensors, without a fallback. Ours
+are the two stand-ins that official checkpoints need, and errors that say what a file is: PyTorch's advise to switch its
+safety off.
 """
 
 from __future__ import annotations

@@ -17,24 +17,10 @@ from torch import Tensor, nn
 
 from ccreid_cli.core.errors import CheckpointError, UsageError
 from ccreid_cli.models.backbones import BACKBONES, backbone_shapes
-from ccreid_cli.models.key_maps import from_official, strip_wrappers, to_official, to_torchvision
+from ccreid_cli.models.key_maps import from_official, strip_wrappers, to_torchvision
 from ccreid_cli.models.safe_load import load_untrusted
 from ccreid_cli.models.spec import ModelSpec
 
-__all__ = [
-    "CHECKPOINT_FORMAT",
-    "WeightFile",
-    "from_official",
-    "load_backbone_weights",
-    "load_reid_weights",
-    "read_weights",
-    "resolve_spec",
-    "spec_from_state",
-    "to_official",
-    "to_torchvision",
-]
-
-CHECKPOINT_FORMAT = "ccreid-checkpoint"
 SPEC_METADATA = "ccreid_spec"
 _NESTED_UNDER = ("state_dict", "model", "model_state_dict")
 _HEADS = ("fc.", "classifier.")

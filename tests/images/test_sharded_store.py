@@ -157,7 +157,7 @@ def test_one_process_may_run_short_of_memory(tmp_path: Path) -> None:
     tiny.assert_same(found, expected)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_a_run_is_the_same_bits(world: int, tiny_data: Path, tmp_path: Path) -> None:
     """Losses, labels, scores and weights of two epochs; and nobody, not even for the report, decodes all images."""
     settings: dict[str, Any] = {"save_every": tiny.STEPS, "keep": 9, "batch_size": 24}

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import errno
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +12,9 @@ from PIL import Image
 
 from ccreid_cli import Embedder, load_model
 from ccreid_cli.core.errors import DataError, UsageError
-from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.engine.checkpoint import save_checkpoint
-from ccreid_cli.inference import embedding_file
 from ccreid_cli.inference.embedder import embed_images, fingerprint_of
-from ccreid_cli.inference.embedding_file import EmbeddingFile, read_embeddings, write_embeddings
-from ccreid_cli.inference.image_list import ImageList, list_folder, list_source
+from ccreid_cli.inference.image_list import ImageList, list_folder
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 
 HEIGHT, WIDTH, DIM = 32, 16, 8
@@ -144,119 +139,14 @@ def test_importing_the_package_imports_no_torch() -> None:
     assert done.stdout.split() == ["False", "True"]
 
 
-def test_list_folder_takes_every_image_below_once(files: list[Path], tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    for name in ("notes.txt", ".hidden.png", "__MACOSX/a.png", ".git/a.png", "B.JPEG"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"x")
-    (folder / "circle").symlink_to(folder, target_is_directory=True)
-    assert list_folder(folder).names == ("B.JPEG", "sub0/0.png", "sub0/2.png", "sub0/4.png", "sub1/1.png", "sub1/3.png")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no image"):
-        list_folder(tmp_path / "empty")
-
-
-def test_list_source_tells_splits_apart(tmp_path: Path) -> None:
-    for name in ("train/0001_c1_1.jpg", "query/0002_c1_1.jpg", "gallery/0002_c2_1.jpg", "gallery/0003_c1_1.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    everything = list_source(str(tmp_path), None, tmp_path, SilentReporter())
-    assert len(everything) == 4 and everything.ids is None
-    gallery = list_source(str(tmp_path), "gallery", tmp_path, SilentReporter())
-    assert gallery.ids is not None and gallery.cams is not None
-    assert (gallery.ids.tolist(), gallery.cams.tolist(), gallery.splits) == ([2, 3], [1, 0], None)
-    with pytest.raises(UsageError, match="test"):
-        list_source(str(tmp_path), "test", tmp_path, SilentReporter())
-
-
-def _content(embedder: Embedder, root: Path) -> EmbeddingFile:
-    features = np.random.default_rng(0).standard_normal((3, DIM)).astype(np.float32)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    names = ("a.jpg", "sub/ä.jpg", "c.jpg")
-    images = ImageList(root, names, np.array([1, 2, -1]), np.array([0, 5, 1]), np.array(["train", "train", "query"]))
-    return EmbeddingFile(features, images, embedder.about())
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
-def test_feature_files_come_back_whole(embedder: Embedder, tmp_path: Path, suffix: str) -> None:
-    if suffix == ".parquet":
-        pytest.importorskip("pyarrow")
-    content = _content(embedder, tmp_path)
-    path = tmp_path / "new" / f"f{suffix}"
-    write_embeddings(path, content)
-    found = read_embeddings(path)
-    np.testing.assert_array_equal(found.features, content.features)
-    assert isinstance(found.features, np.memmap) == (suffix == ".npy")
-    assert found.images.names == content.images.names and found.images.root == tmp_path
-    for name in ("ids", "cams", "splits"):
-        assert getattr(found.images, name).tolist() == getattr(content.images, name).tolist()
-    assert found.about["model"] == embedder.fingerprint
-    assert found.about["preprocess"] == {**embedder.preprocessing.as_json(), "precision": "fp32"}
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
-def test_a_full_disk_leaves_nothing(
-    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
-) -> None:
-    """Not a part of a set of files either: it would be in the way of the next attempt."""
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    for name in ("save", "savez"):
-        monkeypatch.setattr(np, name, full)
-    if suffix == ".parquet":
-        monkeypatch.setattr(pytest.importorskip("pyarrow.parquet"), "write_table", full)
-    with pytest.raises(DataError, match="No space left"):
-        write_embeddings(tmp_path / "new" / f"f{suffix}", _content(embedder, tmp_path))
-    assert not list((tmp_path / "new").iterdir())
-
-
-def test_npz_is_what_numpy_users_expect(embedder: Embedder, tmp_path: Path) -> None:
-    write_embeddings(tmp_path / "f.npz", _content(embedder, tmp_path))
-    with np.load(tmp_path / "f.npz") as loaded:
-        assert loaded["features"].dtype == np.float32 and loaded["features"].shape == (3, DIM)
-        assert loaded["names"].tolist()[1] == "sub/ä.jpg" and loaded["ids"].tolist() == [1, 2, -1]
-        assert json.loads(str(loaded["about"]))["model"] == embedder.fingerprint
-
-
-def test_feature_files_that_cannot_be_written_or_read(
-    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = _content(embedder, tmp_path)
-    with pytest.raises(UsageError, match=r"\.npz, \.npy, \.parquet"):
-        write_embeddings(tmp_path / "f.csv", content)
-    monkeypatch.setattr(embedding_file.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="pyarrow") as caught:
-        write_embeddings(tmp_path / "f.parquet", content)
-    assert "ccreid[parquet]" in str(caught.value.hint)
-    broken_name = ImageList(tmp_path, ("a\nb.jpg",))
-    with pytest.raises(DataError, match="line break"):
-        write_embeddings(tmp_path / "f.npy", EmbeddingFile(content.features[:1], broken_name, {}))
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no")
-    for name in ("bad.npz", "absent.npy"):
-        with pytest.raises(DataError, match=name):
-            read_embeddings(tmp_path / name)
-    write_embeddings(tmp_path / "f.npy", content)
-    (tmp_path / "f.txt").write_text("only one\n")
-    with pytest.raises(DataError, match="differ in number"):
-        read_embeddings(tmp_path / "f.npy")
-
-
-def test_files_of_others_are_taken_and_normalised(tmp_path: Path) -> None:
-    np.savez(tmp_path / "f.npz", features=np.array([[3.0, 4.0], [0.0, 2.0]]))
-    found = read_embeddings(tmp_path / "f.npz")
-    np.testing.assert_allclose(found.features, [[0.6, 0.8], [0, 1]], atol=1e-6)
-    assert not found.about and found.images.names == ("row 0", "row 1")
-
-
 def test_embed_images_skips_or_stops(embedder: Embedder, files: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "images"
     (folder / "zz.jpg").write_bytes(b"junk")
     content, broken = embed_images(embedder, list_folder(folder))
     assert content.images.names == tuple(sorted(path.relative_to(folder).as_posix() for path in files))
     assert len(content) == 5 and broken == [{"name": "zz.jpg", "reason": "not an image"}]
+    assert content.about["model"] == embedder.fingerprint
+    assert content.about["preprocess"] == {**embedder.preprocessing.as_json(), "precision": "fp32"}
     with pytest.raises(DataError, match=r"1 of 6 .*zz\.jpg"):
         embed_images(embedder, list_folder(folder), strict=True)
     with pytest.raises(DataError, match="1 of 1"):

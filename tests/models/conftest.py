@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ccreid_cli.models.weight_files import from_official, to_official
+from ccreid_cli.models.key_maps import from_official, to_official
 
 State = dict[str, Tensor]
 

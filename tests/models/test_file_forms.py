@@ -8,8 +8,9 @@ from torchvision.models import resnet18
 
 from ccreid_cli.core.errors import CheckpointError, DataError, UsageError
 from ccreid_cli.models.file_forms import EXPORT_SUFFIXES, export_weights
+from ccreid_cli.models.key_maps import to_official
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
-from ccreid_cli.models.weight_files import read_weights, to_official
+from ccreid_cli.models.weight_files import read_weights
 
 SPEC = ModelSpec("resnet18", "max", 16, 0.2)
 

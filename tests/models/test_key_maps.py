@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ccreid_cli.core.errors import CheckpointError
-from ccreid_cli.models.key_maps import strip_wrappers
+from ccreid_cli.models.key_maps import from_official, strip_wrappers, to_official, to_torchvision
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
-from ccreid_cli.models.weight_files import from_official, spec_from_state, to_official, to_torchvision
+from ccreid_cli.models.weight_files import spec_from_state
 
 SMALL_COPY = Path(__file__).parents[1] / "golden" / "state_dict_shapes_resnet50_gem.json"
 OFFICIAL = [

@@ -15,15 +15,14 @@ from torchvision.models import mobilenet_v2
 
 from ccreid_cli.core.errors import CheckpointError, UsageError
 from ccreid_cli.models.backbones import BACKBONES, FeaturesBackbone
+from ccreid_cli.models.key_maps import to_official
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
 from ccreid_cli.models.weight_files import (
-    CHECKPOINT_FORMAT,
     load_backbone_weights,
     load_reid_weights,
     read_weights,
     resolve_spec,
     spec_from_state,
-    to_official,
 )
 
 State = dict[str, Tensor]
@@ -246,7 +245,7 @@ def test_unknown_network_is_compared_with_the_nearest(official: State) -> None:
 
 
 def _ccreid_file(model: ReidNet, path: Path, **changes: Any) -> Path:
-    content = {"format": CHECKPOINT_FORMAT, "model": model.state_dict(), "spec": asdict(model.spec), "epoch": 3}
+    content = {"format": "ccreid-checkpoint", "model": model.state_dict(), "spec": asdict(model.spec), "epoch": 3}
     torch.save({**content, **changes}, path)
     return path
 
