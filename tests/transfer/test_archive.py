@@ -17,15 +17,16 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccreid_cli.core.errors import DataError
-from ccreid_cli.core.locks import FileLock
+from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.transfer import archive as archive_module
-from ccreid_cli.transfer import archive_readers as formats
+from ccreid_cli.transfer import entries
 from ccreid_cli.transfer.archive import INCOMING_PREFIX, extract_archive
 from ccreid_cli.transfer.archive import test_archive as check_archive
 
@@ -126,13 +127,18 @@ def test_modes_are_sane_whatever_the_archive_says(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / f"{name}-out").stat().st_mode) == 0o755
 
 
-def test_clutter_is_left_out_and_can_be_kept(tmp_path: Path) -> None:
+def test_clutter_is_left_out(tmp_path: Path) -> None:
     clutter = ["set/Thumbs.db", "set/train/THUMBS.DB", "__MACOSX/set/._a.jpg", "set/._a.jpg", "set/.DS_Store"]
     (tmp_path / "a.zip").write_bytes(zip_of([*GOOD, *((name, b"x") for name in clutter)]))
     extract_archive(tmp_path / "a.zip", tmp_path / "out")
     assert content_of(tmp_path / "out") == dict(GOOD)
-    extract_archive(tmp_path / "a.zip", tmp_path / "all", skip=lambda path: False)
-    assert set(content_of(tmp_path / "all")) == {*dict(GOOD), *clutter}
+
+
+def test_windows_separators_in_a_zip_make_folders(tmp_path: Path) -> None:
+    names = [zip_entry("set\\"), zip_entry("set\\train\\0001_c1.jpg")]
+    (tmp_path / "a.zip").write_bytes(zip_of([(names[0], b""), (names[1], b"x")]))
+    extract_archive(tmp_path / "a.zip", tmp_path / "out")
+    assert content_of(tmp_path / "out") == {"set/train/0001_c1.jpg": b"x"}
 
 
 def test_plain_oddities_are_taken(tmp_path: Path) -> None:
@@ -213,6 +219,15 @@ def encrypted_zip() -> bytes:
     return bytes(data)
 
 
+def unknown_method() -> bytes:
+    """Both headers of the one entry name a method that nothing knows."""
+    data = zip_of([("a.jpg", b"x")], zipfile.ZIP_STORED)
+    for magic, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        place = data.index(magic) + offset
+        data = data[:place] + b"\x63\0" + data[place + 2 :]
+    return data
+
+
 def wrong_crc() -> bytes:
     data = bytearray(zip_of(GOOD, zipfile.ZIP_STORED))
     data[data.index(GOOD[1][1]) + 2500] ^= 1
@@ -235,89 +250,60 @@ def broken_gzip_checksum() -> bytes:
 MIB = 1 << 20
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     # names
-    "zip absolute": (lambda: zip_of([(zip_entry("/abs.txt"), b"x")]), "absolute path"),
-    "tar absolute": (lambda: tar_of([*GOOD, ("/abs.txt", b"x")]), "absolute path"),
-    "zip parent": (lambda: zip_of([*GOOD, ("../up.txt", b"x")]), "leads out"),
-    "zip parent inside": (lambda: zip_of([("a/../../up.txt", b"x")]), "leads out"),
-    "zip parent at the end": (lambda: zip_of([*GOOD, ("a/..", b"")]), "leads out"),
-    "tar parent": (lambda: tar_of([("set/../../up.txt", b"x")]), "leads out"),
+    "absolute": (lambda: zip_of([(zip_entry("/abs.txt"), b"x")]), "absolute path"),
+    "drive letter": (lambda: tar_of([("c:x.txt", b"x")]), "absolute path"),
+    "network share": (lambda: zip_of([(zip_entry("\\\\host\\share\\x"), b"x")]), "absolute path"),
+    "parent": (lambda: tar_of([("set/../../up.txt", b"x")]), "leads out"),
+    "parent by backslashes": (lambda: zip_of([(zip_entry("set\\..\\..\\up.txt"), b"x")]), "leads out"),
     "parent among clutter": (lambda: zip_of([*GOOD, ("__MACOSX/../../up.txt", b"x")]), "leads out"),
-    "drive letter": (lambda: zip_of([("C:/Windows/x.txt", b"x")]), "drive letter"),
-    "drive letter without slash": (lambda: tar_of([("c:x.txt", b"x")]), "drive letter"),
-    "backslash": (lambda: zip_of([(zip_entry("set\\..\\up.txt"), b"x")]), "backslash"),
-    "share": (lambda: tar_of([("\\\\host\\share\\x", b"x")]), "backslash"),
+    "backslash in tar": (lambda: tar_of([("a\\b.txt", b"x")]), "backslash"),
     "NUL": (lambda: replaced(zip_of([("set/a.jpg_.txt", b"x")]), b"a.jpg_", b"a.jpg\0"), "control characters"),
-    "control character": (lambda: tar_of([("set/\x1b[2Jx", b"x")]), "control characters"),
-    "new line": (lambda: zip_of([("set/a\nb", b"x")]), "control characters"),
-    "long name": (lambda: zip_of([("a" * 256, b"x")]), "too long"),
-    "long name in bytes": (lambda: tar_of([("\u00e4" * 200, b"x")]), "too long"),
+    "escape sequence": (lambda: tar_of([("set/\x1b[2Jx", b"x")]), "control characters"),
+    "long name": (lambda: tar_of([("\u00e4" * 200, b"x")]), "too long"),
     "long path": (lambda: tar_of([("/".join(["a" * 100] * 30), b"x")]), "too long"),
-    "file named as the top": (lambda: tar_of([("./.", b"x")]), "file named"),
     # kinds
-    "tar symlink": (lambda: tar_of([tar_entry("link", tarfile.SYMTYPE, "/etc/passwd")]), "which is a link"),
-    "tar symlink to a folder, then through it": (
-        lambda: tar_of([tar_entry("d", tarfile.SYMTYPE, "../.."), ("d/up.txt", b"x")]),
-        "which is a link",
-    ),
-    "tar harmless symlink": (lambda: tar_of([*GOOD, tar_entry("l", tarfile.SYMTYPE, "set")]), "which is a link"),
-    "tar hard link": (lambda: tar_of([*GOOD, tar_entry("l", tarfile.LNKTYPE, "set/readme.txt")]), "which is a link"),
-    "zip symlink": (lambda: zip_of([(zip_entry("l", stat.S_IFLNK | 0o777), b"/etc/passwd")]), "which is a link"),
-    "zip fifo": (lambda: zip_of([(zip_entry("f", stat.S_IFIFO | 0o644), b"")]), "which is a link"),
-    "tar fifo": (lambda: tar_of([tar_entry("f", tarfile.FIFOTYPE)]), "special file"),
-    "tar character device": (lambda: tar_of([tar_entry("dev", tarfile.CHRTYPE)]), "special file"),
-    "tar block device": (lambda: tar_of([tar_entry("dev", tarfile.BLKTYPE)]), "special file"),
-    "tar sparse": (sparse_tar, "special file|declares"),
+    "symbolic link": (lambda: tar_of([tar_entry("d", tarfile.SYMTYPE, "../.."), ("d/up.txt", b"x")]), "is a link"),
+    "hard link": (lambda: tar_of([*GOOD, tar_entry("l", tarfile.LNKTYPE, "set/readme.txt")]), "is a link"),
+    "symbolic link in zip": (lambda: zip_of([(zip_entry("l", stat.S_IFLNK | 0o777), b"/etc/passwd")]), "is a link"),
+    "pipe": (lambda: tar_of([tar_entry("f", tarfile.FIFOTYPE)]), "special file"),
+    "device": (lambda: tar_of([tar_entry("dev", tarfile.BLKTYPE)]), "special file"),
+    "sparse file": (sparse_tar, "special file"),
     # collisions
-    "duplicate in zip": (lambda: replaced(zip_of([("a.jpg", b"1"), ("b.jpg", b"2")]), b"b.jpg", b"a.jpg"), "twice"),
-    "duplicate in tar": (lambda: tar_of([("a/b.jpg", b"1"), ("./a//b.jpg", b"2")]), "twice"),
+    "twice": (lambda: tar_of([("a/b.jpg", b"1"), ("./a//b.jpg", b"2")]), "twice"),
     "case": (lambda: zip_of([("set/A.jpg", b"1"), ("set/a.jpg", b"2")]), "case does not count"),
     "case of folders": (lambda: tar_of([("Train/a.jpg", b"1"), ("train/b.jpg", b"2")]), "case does not count"),
-    "sharp s": (lambda: zip_of([("stra\u00dfe", b"1"), ("STRASSE", b"2")]), "case does not count"),
     "Unicode forms": (lambda: zip_of([("\u00e9.jpg", b"1"), ("e\u0301.jpg", b"2")]), "case does not count"),
-    "file, then folder": (lambda: zip_of([("set", b"1"), ("set/a.jpg", b"2")]), "both as a file and as a folder"),
-    "folder, then file": (lambda: tar_of([("set/a.jpg", b"2"), ("set", b"1")]), "both as a file and as a folder"),
+    "file, then folder": (lambda: zip_of([("set", b"1"), ("set/a.jpg", b"2")]), "twice"),
+    "folder, then file": (lambda: tar_of([("set/a.jpg", b"2"), ("set", b"1")]), "twice"),
     # sizes
     "zip bomb": (lambda: zip_of([("zeros", bytes(20 * MIB))]), "too well to be true"),
-    "zip bomb beside honest files": (
-        lambda: zip_of([("noise", random.Random(0).randbytes(MIB)), ("zeros", bytes(20 * MIB))]),
-        "'zeros' in it grows",
-    ),
     "tar.gz bomb": (lambda: gzip.compress(tar_of([("zeros", bytes(20 * MIB))])), "too well to be true"),
-    "tar.bz2 bomb": (lambda: bz2.compress(tar_of([("zeros", bytes(20 * MIB))])), "too well to be true"),
     "bomb among clutter": (lambda: zip_of([*GOOD, ("Thumbs.db", bytes(20 * MIB))]), "too well to be true"),
     "tar of terabytes": (
         lambda: gzip.compress(tar_entry("x", tarfile.REGTYPE, size=1 << 42).tobuf(tarfile.GNU_FORMAT) + bytes(MIB)),
         "too well to be true",
     ),
-    "zeros after the end": (lambda: gzip.compress(tar_of(GOOD) + bytes(40 * MIB)), "after the end mark"),
+    "zeros after the end": (lambda: gzip.compress(tar_of(GOOD) + bytes(40 * MIB)), "too well to be true"),
     "pax header of gigabytes": (pax_bomb, "absurd length"),
     "size below zero": (backwards_tar, "damaged|declares -"),
-    "overlapping entries": (overlapping_zip, "overlap"),
-    "declares less than it has": (lambda: lying_zip(3000), "damaged"),
-    "declares more than it has": (lambda: lying_zip(9000), "damaged"),
-    "folder with content": (lambda: zip_of([*GOOD, (zip_entry("d", stat.S_IFDIR), b"content")]), "declares 7 bytes"),
+    "overlapping entries": (overlapping_zip, "damaged"),
+    "another size than declared": (lambda: lying_zip(3000), "damaged"),
     # damage
     "zip cut": (lambda: zip_of(GOOD)[:-30], "cut short or damaged"),
-    "zip head only": (lambda: zip_of(GOOD)[:200], "cut short or damaged"),
-    "zip without its start": (lambda: b"PK\x03\x04" + zip_of(GOOD)[3000:], "damaged|overlap"),
-    "zip CRC": (wrong_crc, "Bad CRC-32"),
+    "zip checksum": (wrong_crc, "Bad CRC-32"),
     "zip deflate stream": (lambda: replaced(zip_of(GOOD), zip_of(GOOD)[3000:3050], bytes(50)), "damaged"),
     "zip local name differs": (zip_with_wrong_local_name, "damaged"),
     "tar cut in a file": (lambda: tar_of(GOOD)[:8000], "cut short or damaged"),
     "tar cut between files": (lambda: tar_of(GOOD, tarfile.USTAR_FORMAT)[: 512 + 512], "mark at the end is missing"),
     "tar with a broken header": (broken_second_header, "mark at the end is missing"),
-    "tar.gz cut": (lambda: gzip.compress(tar_of(GOOD))[:-500], "cut short or damaged"),
     "tar.gz without its checksum": (lambda: gzip.compress(tar_of(GOOD))[:-8], "cut short or damaged"),
     "tar.gz checksum": (broken_gzip_checksum, "CRC check failed"),
     "tar.bz2 cut": (lambda: bz2.compress(tar_of(GOOD))[:-500], "cut short or damaged"),
     "gzip of no tar": (lambda: gzip.compress(b"just text" * 100), "damaged"),
     # kinds that are not read
     "encrypted": (encrypted_zip, "needs a password"),
-    "lzma zip": (lambda: zip_of(GOOD, zipfile.ZIP_LZMA), "method 14"),
-    "bzip2 zip": (lambda: zip_of(GOOD, zipfile.ZIP_BZIP2), "method 12"),
+    "unknown method": (unknown_method, "compression method is not supported"),
     "RAR": (lambda: b"Rar!\x1a\x07\x00" + bytes(600), "is packed as RAR"),
-    "7-Zip": (lambda: b"7z\xbc\xaf\x27\x1c" + bytes(600), "is packed as 7-Zip"),
-    "xz": (lambda: b"\xfd7zXZ\0" + bytes(600), "is packed as xz"),
     "web page": (lambda: b"<!DOCTYPE html><html>no</html>", "is a web page"),
     "text": (lambda: b"hello", "is not an archive"),
     "zeros": (lambda: bytes(2048), "is not an archive"),
@@ -346,24 +332,24 @@ def test_nothing_is_unpacked_and_nothing_touched(name: str, tmp_path: Path) -> N
         check_archive(archive)
 
 
-def test_declared_limits(tmp_path: Path) -> None:
+def test_number_of_entries_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tmp_path / "a.zip"
     archive.write_bytes(zip_of(GOOD))
-    with pytest.raises(DataError, match="more than the 12.5 kB that it may unpack to"):
-        extract_archive(archive, tmp_path / "out", max_total_bytes=12_499)
+    monkeypatch.setattr(entries, "MAX_ENTRIES", 3)
     with pytest.raises(DataError, match="more than 3 entries"):
-        extract_archive(archive, tmp_path / "out", max_entries=3)
-    extract_archive(archive, tmp_path / "out", max_total_bytes=12_500, max_entries=4)
+        extract_archive(archive, tmp_path / "out")
+    monkeypatch.setattr(entries, "MAX_ENTRIES", 4)
+    extract_archive(archive, tmp_path / "out")
 
 
-def test_the_ratio_is_a_parameter(tmp_path: Path) -> None:
+def test_well_packed_text_is_no_bomb(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
-    archive.write_bytes(zip_of([("zeros", bytes(3 * MIB))]))
-    extract_archive(archive, tmp_path / "out", max_ratio=2000)
-    assert (tmp_path / "out/zeros").stat().st_size == 3 * MIB
+    archive.write_bytes(zip_of([("noise", random.Random(0).randbytes(100_000)), ("zeros", bytes(15 * MIB))]))
+    extract_archive(archive, tmp_path / "out")
+    assert (tmp_path / "out/zeros").stat().st_size == 15 * MIB
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(form=st.sampled_from(sorted(FORMS)), cut=st.floats(0, 0.999))
 def test_an_archive_cut_anywhere_is_found_out(form: str, cut: float, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("cut")
@@ -377,7 +363,7 @@ def test_an_archive_cut_anywhere_is_found_out(form: str, cut: float, tmp_path_fa
     assert [path.name for path in folder.iterdir()] == ["a"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(form=st.sampled_from(sorted(FORMS)), place=st.floats(0, 0.999), value=st.integers(0, 255))
 def test_a_changed_byte_gives_the_files_or_an_error_but_never_a_traceback(
     form: str, place: float, value: int, tmp_path_factory: pytest.TempPathFactory
@@ -402,7 +388,7 @@ NAMES = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(names=st.lists(NAMES.map("/".join), min_size=1, max_size=4), form=st.sampled_from(["zip", "tar"]))
 def test_no_name_leads_out(names: list[str], form: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     outer = tmp_path_factory.mktemp("names")
@@ -447,7 +433,7 @@ def test_a_missing_archive_is_said(tmp_path: Path) -> None:
 def test_a_small_disk_is_seen_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar_of(GOOD)))
     monkeypatch.setattr(archive_module, "free_bytes", lambda folder: 12_500)
-    with pytest.raises(DataError, match="unpacks to 28.7 kB.*only 12.5 kB free"):
+    with pytest.raises(DataError, match="unpacks to 28.9 kB.*only 12.5 kB free"):
         extract_archive(tmp_path / "a.tar.gz", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
@@ -470,31 +456,6 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
-    (tmp_path / "a.zip").write_bytes(zip_of(GOOD))
-    for name in ("out", "dead", "alive"):
-        folder = tmp_path / f"{INCOMING_PREFIX}{name}"
-        folder.mkdir()
-        (folder / "old.jpg").write_text("old")
-    (tmp_path / f"{INCOMING_PREFIX}link").symlink_to(tmp_path / "a.zip")
-    code = (
-        "import sys, time; from pathlib import Path; from ccreid_cli.core.locks import FileLock\n"
-        "with FileLock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
-    )
-    lock = tmp_path / f"{INCOMING_PREFIX}alive.lock"
-    command = [sys.executable, "-c", code, str(lock)]
-    holder = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        extract_archive(tmp_path / "a.zip", tmp_path / "out")
-    finally:
-        holder.kill()
-        holder.communicate()
-    assert content_of(tmp_path / "out") == dict(GOOD)
-    alive = {f"{INCOMING_PREFIX}alive{suffix}" for suffix in ("", ".lock", ".lock.owner")}
-    assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "out", *alive}
-
-
 UNPACK = """
 import sys
 from pathlib import Path
@@ -504,21 +465,17 @@ extract_archive(Path(sys.argv[1]), Path(sys.argv[2]))
 
 
 def test_a_killed_unpacking_starts_clean_the_next_time(tmp_path: Path) -> None:
-    items = [(f"set/{number:05}.jpg", random.Random(number).randbytes(2000)) for number in range(2500)]
+    items = [(f"set/{number:05}.jpg", random.Random(number).randbytes(2000)) for number in range(1000)]
     archive, target = tmp_path / "a.zip", tmp_path / "out"
     archive.write_bytes(zip_of(items, zipfile.ZIP_STORED))
     incoming = tmp_path / f"{INCOMING_PREFIX}out"
-    for files in (1, 200, 1000):
-        process = subprocess.Popen(
-            [sys.executable, "-c", UNPACK, str(archive), str(target)], cwd=Path(__file__).parents[2]
-        )
-        while process.poll() is None and len(list(incoming.glob("set/*"))) < files:
-            time.sleep(0.001)
-        process.kill()
-        process.wait()
-        if not target.exists():
-            assert incoming.exists()
-    shutil.rmtree(target, ignore_errors=True)  # a fast machine may have finished
+    process = subprocess.Popen([sys.executable, "-c", UNPACK, str(archive), str(target)], cwd=Path(__file__).parents[2])
+    while process.poll() is None and not (incoming / "set").exists():
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert incoming.exists() != target.exists()  # a fast machine may have finished
+    shutil.rmtree(target, ignore_errors=True)
     (incoming / "set").mkdir(parents=True, exist_ok=True)
     (incoming / "set" / "stale.jpg").write_text("stale")
     extract_archive(archive, target)
@@ -526,45 +483,16 @@ def test_a_killed_unpacking_starts_clean_the_next_time(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "out"]
 
 
-def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    class Impatient(SilentReporter):
+        def task(self, *arguments: object, **named: object) -> NoReturn:
+            assert (tmp_path / f"{INCOMING_PREFIX}out").exists()
+            raise KeyboardInterrupt
+
     (tmp_path / "a.zip").write_bytes(zip_of(GOOD))
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(archive_module, "_copy", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        extract_archive(tmp_path / "a.zip", tmp_path / "out")
+        extract_archive(tmp_path / "a.zip", tmp_path / "out", reporter=Impatient())
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
-
-
-def test_an_archive_that_changes_after_the_survey_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = tmp_path / "a.zip"
-    archive.write_bytes(zip_of(GOOD))
-    survey = archive_module._survey
-
-    def survey_then_swap(*arguments: object) -> object:
-        found = survey(*arguments)  # type: ignore[arg-type]
-        archive.write_bytes(zip_of([("../up.txt", b"x")]))
-        return found
-
-    monkeypatch.setattr(archive_module, "_survey", survey_then_swap)
-    with pytest.raises(DataError, match="leads out"):
-        extract_archive(archive, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
-
-
-def test_the_lock_goes_with_the_unpacking(tmp_path: Path) -> None:
-    (tmp_path / "a.zip").write_bytes(zip_of(GOOD))
-    extract_archive(tmp_path / "a.zip", tmp_path / "out")
-    FileLock(tmp_path / f"{INCOMING_PREFIX}out.lock").acquire(wait=False)
-
-
-def test_a_tar_header_is_told_by_its_checksum() -> None:
-    header = tar_of(GOOD, tarfile.USTAR_FORMAT)[:512]
-    assert formats._is_tar_header(header)
-    assert not formats._is_tar_header(b"x" + header[1:])
-    assert not formats._is_tar_header(header[:500])
 
 
 @pytest.mark.shared
