@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 
-from ccreid_cli.models.backbones import BACKBONES
+from ccreid_cli.models.registry import BACKBONES
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 

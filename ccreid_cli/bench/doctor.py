@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ccreid_cli.core.config import recipe_names
 from ccreid_cli.core.errors import CcreidError
 from ccreid_cli.core.files import free_bytes
 from ccreid_cli.core.paths import torch_hub_checkpoints
+from ccreid_cli.core.recipes import recipe_names
 from ccreid_cli.core.version import __version__
 from ccreid_cli.core.words import plural
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.data.reading import dataset_state
 from ccreid_cli.engine.run_folder import describe_environment, list_runs
 from ccreid_cli.machine.device import cpu_has_bf16, resolve_device
-from ccreid_cli.models.weights import WEIGHTS
+from ccreid_cli.models.registry import BACKBONES
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _data(data_dir: Path) -> tuple[str, str]:
 
 
 def _weights() -> tuple[str, str]:
-    found = [source.arch for source in WEIGHTS.values() if source.path.is_file()]
+    found = [arch for arch, row in BACKBONES.items() if row.url and row.path.is_file()]
     return ("ok" if found else "none"), f"{torch_hub_checkpoints()}: {', '.join(found) or 'none yet'}"
 
 

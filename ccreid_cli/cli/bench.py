@@ -117,7 +117,7 @@ def bench(
     from ccreid_cli.bench.base import BenchSettings, read_rows
     from ccreid_cli.bench.run import run_bench
     from ccreid_cli.cli.progress import make_reporter
-    from ccreid_cli.core.config import resolve_config
+    from ccreid_cli.engine.settings import resolve_config
 
     flags = given(
         arch=arch,

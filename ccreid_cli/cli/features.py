@@ -47,8 +47,9 @@ def cluster_features(
     Rows are L2-normalised first. Example: `ccreid cluster features.npz --eps 0.6 -o labels.npz`.
     """
     from ccreid_cli.cli.progress import make_reporter
-    from ccreid_cli.core.config import CLUSTER_DEFAULTS, validate
+    from ccreid_cli.core.config import validate
     from ccreid_cli.core.errors import UsageError
+    from ccreid_cli.engine.settings import brought_along, check_names
     from ccreid_cli.inference.feature_file import check_labels_form, normalize_rows, read_features, write_labels
     from ccreid_cli.machine.device import resolve_device
     from ccreid_cli.pseudo_labels.clustering import label_quality
@@ -59,10 +60,10 @@ def cluster_features(
         refuse_existing(force, out)
         if out.exists() and file.exists() and out.samefile(file):
             raise UsageError(f"-o {out} would replace the features by their labels.", "Choose another name.")
-    method = cluster or "dbscan"
     flags = given(cluster=cluster, eps=eps, k1=k1, k2=k2, min_samples=min_samples)
-    config = validate({**CLUSTER_DEFAULTS.get(method, {}), **flags}, "settings")
-    settings = ClusterSettings(method, config.eps, config.k1, config.k2, config.min_samples)
+    config = validate({**brought_along("cluster", cluster or "dbscan"), **flags}, "settings")
+    check_names(config)
+    settings = ClusterSettings(config.cluster, config.eps, config.k1, config.k2, config.min_samples)
     arrays = read_features(file, need_ids=False)
     choice = resolve_device(device or "auto")
     start = time.perf_counter()

@@ -112,7 +112,7 @@ def show(run: Run, logs_dir: opt.LogsDir = None, as_json: opt.Json = False) -> N
     summary, metrics = _summary(folder), folder.read_metrics()
     environment, config = folder.read_environment(), folder.read_config()
     if as_json:
-        settings = config.model_dump(mode="json")
+        settings = config.as_json()
         output.print_json({**summary, "settings": settings, "environment": environment, "metrics": metrics})
         return
     output.print_table("", ["", ""], [[key, str(summary[key])] for key in ("folder", "state", "dataset", "arch")])
@@ -138,7 +138,7 @@ def compare(names: Runs, logs_dir: opt.LogsDir = None, as_json: opt.Json = False
 
     logs = logs_dir_or_default(logs_dir)
     folders = [find_run(name, logs) for name in names]
-    settings = [folder.read_config().model_dump(mode="json") for folder in folders]
+    settings = [folder.read_config().as_json() for folder in folders]
     summaries = [_summary(folder) for folder in folders]
     differing = [key for key in settings[0] if key != "name" and len({str(values[key]) for values in settings}) > 1]
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,8 @@ from ccreid_cli.cli.common import given, logs_dir_or_default, refuse_file, show_
 from ccreid_cli.machine.ranks import is_main_process
 
 if TYPE_CHECKING:
-    from ccreid_cli.core.config import ResolvedConfig
     from ccreid_cli.core.reporter import Reporter
+    from ccreid_cli.engine.settings import ResolvedConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -148,7 +149,7 @@ def train(
     if resume_run is not None:
         _resume(resume_run, flags, gpus, timeout, report, as_json, progress)
         return
-    from ccreid_cli.core.config import resolve_config
+    from ccreid_cli.engine.settings import resolve_config
 
     if init_from is not None:
         flags["weights"] = _weights_of(init_from, logs_dir)
@@ -214,11 +215,11 @@ def resume(
 
 def recipes(as_json: opt.Json = False) -> None:
     """List the shipped recipes, with the published mAP and rank-1 of each. Example: `ccreid recipes`."""
-    from ccreid_cli.core.config import load_recipe, recipe_names
+    from ccreid_cli.core.recipes import load_recipe, recipe_names
 
     loaded = [load_recipe(name) for name in recipe_names()]
     if as_json:
-        output.print_json({recipe.name: {**recipe.about.model_dump(), "train": recipe.values} for recipe in loaded})
+        output.print_json({recipe.name: {**asdict(recipe.about), "train": recipe.values} for recipe in loaded})
         return
     rows = []
     for recipe in loaded:
@@ -272,7 +273,7 @@ def _launched(gpus: int | None, device: str, batch_size: int, samples_per_bn: in
 
 
 def _show_settings(resolved: ResolvedConfig, as_json: bool) -> None:
-    values = resolved.config.model_dump(mode="json")
+    values = resolved.config.as_json()
     if as_json:
         output.print_json({name: {"value": value, "source": resolved.sources[name]} for name, value in values.items()})
         return

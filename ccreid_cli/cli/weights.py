@@ -22,25 +22,23 @@ def register(app: typer.Typer) -> None:
 @weights_app.command("list")
 def list_weights(as_json: opt.Json = False) -> None:
     """List the released ImageNet weights and which are here. Example: `ccreid weights list`."""
-    from ccreid_cli.models.weights import WEIGHTS
+    from ccreid_cli.models.registry import BACKBONES
 
-    sources = list(WEIGHTS.values())
+    released = {arch: row for arch, row in BACKBONES.items() if row.url}
     if as_json:
         found = {
-            source.arch: {
-                "url": source.url,
-                "path": str(source.path),
-                "present": source.path.is_file(),
-                "bytes": source.num_bytes,
-                "licence": source.licence,
+            arch: {
+                "url": row.url,
+                "path": str(row.path),
+                "present": row.path.is_file(),
+                "bytes": row.num_bytes,
+                "licence": row.licence,
             }
-            for source in sources
+            for arch, row in released.items()
         }
         output.print_json(found)
         return
-    rows = [
-        [source.arch, source.path.is_file(), f"{source.num_bytes / 1e6:.0f} MB", source.licence] for source in sources
-    ]
+    rows = [[arch, row.path.is_file(), f"{row.num_bytes / 1e6:.0f} MB", row.licence] for arch, row in released.items()]
     output.print_table("", ["arch", "here", "size", "made by, terms"], rows)
 
 
@@ -61,9 +59,10 @@ def fetch(
     Example: `ccreid weights fetch all`.
     """
     from ccreid_cli.cli.progress import make_reporter
-    from ccreid_cli.models.weights import WEIGHTS, ensure_weights, find_weights
+    from ccreid_cli.models.registry import BACKBONES
+    from ccreid_cli.models.weights import ensure_weights, find_weights
 
-    names = list(WEIGHTS) if archs == ["all"] else archs
+    names = [arch for arch, row in BACKBONES.items() if row.url] if archs == ["all"] else archs
     for name in names:
         find_weights(name)  # a wrong name is refused before anything is downloaded
     reporter = make_reporter(progress)

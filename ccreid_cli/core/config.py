@@ -1,183 +1,185 @@
-"""One training run's settings: names, limits, and where each value came from.
+"""The settings of a training run. One field is one setting: type, default, limits, help and option.
 
-Precedence, weakest first: defaults < recipe < environment (``CCREID_DATA_DIR``, ``CCREID_LOGS_DIR``) < flags.
+Importing this loads no pydantic, so that `--help` and completion answer at once; checking values does.
 """
 
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ccreid_cli.core.errors import UsageError
+from ccreid_cli.core.setting import Setting, SettingField, setting_fields
 from ccreid_cli.core.suggest import did_you_mean
 
-ENVIRONMENT = {"CCREID_DATA_DIR": "data_dir", "CCREID_LOGS_DIR": "logs_dir"}
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
-CLUSTER_DEFAULTS: dict[str, dict[str, Any]] = {
-    "dbscan": {"eps": 0.6, "k1": 30, "k2": 6},
-    "infomap": {"eps": 0.5, "k1": 15, "k2": 4},
-}
-"""Each clusterer's own settings (November 2021 version), used when a flag asks for another one than the recipe."""
+DATA = "Data"
+BATCHES = "Batches"
+LABELS = "Pseudo-labels"
+MODEL = "Model"
+METHOD = "Method"
+OPTIMIZER = "Optimisation"
+RUN = "Run"
 
 
-class TrainConfig(BaseModel):
-    """Every setting of a training run. Unknown names are errors; values are checked on entry."""
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a training run. `validate` makes one whose names and values are checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False, allow_inf_nan=False)
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
-    # data
-    dataset: str = Field("market1501", min_length=1)
-    data_dir: Path = Path("data")
-    height: int = Field(256, ge=16, le=4096)
-    width: int = Field(128, ge=16, le=4096)
-    workers: int = Field(4, ge=0, le=256)
-    shard_images: bool | None = None
-    """Whether each process holds only its share of the decoded images; None: where several machines train."""
-    # batches
-    batch_size: int = Field(256, ge=2)
-    num_instances: int = Field(16, ge=1)
-    use_cameras: bool = True
-    # pseudo-labels
-    cluster: Literal["dbscan", "infomap"] = "dbscan"
-    eps: float = Field(0.6, gt=0, le=2)
-    k1: int = Field(30, ge=1)
-    k2: int = Field(6, ge=1)
-    min_samples: int = Field(4, ge=1)
-    # model
-    arch: str = "resnet50"
-    weights: str = "imagenet"
-    pooling_type: Literal["gem", "avg", "max"] = "gem"
-    features: int = Field(0, ge=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    samples_per_bn: int = Field(64, ge=2)
-    # memory
-    momentum: float = Field(0.1, ge=0, le=1)
-    temp: float = Field(0.05, gt=0)
-    use_hard: bool = False
-    # optimiser
-    lr: float = Field(3.5e-4, gt=0)
-    weight_decay: float = Field(5e-4, ge=0)
-    epochs: int = Field(50, ge=1)
-    iters: int = Field(200, ge=1)
-    step_size: int = Field(20, ge=1)
-    # run
-    logs_dir: Path = Path("logs")
-    name: str | None = None
-    seed: int = Field(1, ge=0, lt=2**31)
-    eval_step: int = Field(10, ge=1)
-    print_freq: int = Field(10, ge=1)
-    save_every: int = Field(0, ge=0)
-    keep: int = Field(2, ge=1)
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    deterministic: bool = False
-    tensorboard: bool = False
-    wandb: bool = False
+    dataset: Annotated[
+        str,
+        Setting(
+            "Dataset by name ({names}), or a path to images of your own. Example: -d market1501",
+            DATA,
+            short="-d",
+            names="dataset",
+            besides="path",
+            default="",
+            min_length=1,
+        ),
+    ] = "market1501"
+    data_dir: Annotated[
+        Path, Setting("Folder of the datasets.", DATA, environment="CCREID_DATA_DIR", may_change=True)
+    ] = Path("data")
+    height: Annotated[int, Setting("Input height in pixels.", DATA, default="{}; recipes differ", ge=16, le=4096)] = 256
+    width: Annotated[int, Setting("Input width in pixels.", DATA, default="{}; recipes differ", ge=16, le=4096)] = 128
+    workers: Annotated[
+        int, Setting("Threads that decode images, once.", DATA, short="-j", may_change=True, ge=0, le=256)
+    ] = 4
+    shard_images: Annotated[
+        bool | None,
+        Setting(
+            "Let each process decode and hold only its share of the images.",
+            DATA,
+            option="--shard-images/--no-shard-images",
+            default="auto: on with several machines",
+            may_change=True,
+        ),
+    ] = None
+
+    batch_size: Annotated[int, Setting("Images per step, over all GPUs.", BATCHES, short="-b", ge=2)] = 256
+    num_instances: Annotated[int, Setting("Images of each cluster in a batch.", BATCHES, ge=1)] = 16
+    use_cameras: Annotated[
+        bool,
+        Setting("Draw a cluster's images without regard to cameras.", BATCHES, option="--no-cam", inverted=True),
+    ] = True
+
+    cluster: Annotated[str, Setting("Clusterer: {names}.", LABELS, names="clusterer")] = "dbscan"
+    eps: Annotated[
+        float,
+        Setting(
+            "Largest Jaccard distance between neighbours (dbscan), or smallest similarity (infomap).",
+            LABELS,
+            default="{}; recipes differ",
+            gt=0,
+            lt=1,
+        ),
+    ] = 0.6
+    k1: Annotated[int, Setting("Nearest neighbours per image.", LABELS, ge=1)] = 30
+    k2: Annotated[
+        int,
+        Setting(
+            "Neighbours averaged over (dbscan); clusters of at most this size are dropped (infomap).", LABELS, ge=1
+        ),
+    ] = 6
+    min_samples: Annotated[int, Setting("Neighbours that make a DBSCAN core point.", LABELS, ge=1)] = 4
+
+    arch: Annotated[str, Setting("Backbone: {names}.", MODEL, short="-a", names="architecture")] = "resnet50"
+    weights: Annotated[
+        str, Setting("Starting weights: imagenet, none, or a file.", MODEL, names=("imagenet", "none"), besides="path")
+    ] = "imagenet"
+    pooling_type: Annotated[str, Setting("Pooling: {names}.", MODEL, names="pooling")] = "gem"
+    features: Annotated[int, Setting("Size of a linear embedding after the pooling; 0 for none.", MODEL, ge=0)] = 0
+    dropout: Annotated[float, Setting("Dropout of the feature while training, 0 to 1.", MODEL, ge=0, lt=1)] = 0.0
+    samples_per_bn: Annotated[
+        int, Setting("Images that share batch-norm statistics, whatever the number of GPUs.", MODEL, ge=2)
+    ] = 64
+
+    method: Annotated[str, Setting("What a step learns from: {names}.", METHOD, names="method")] = "cluster-contrast"
+    momentum: Annotated[float, Setting("Share of the old centroid kept in an update, 0 to 1.", METHOD, ge=0, le=1)] = (
+        0.1
+    )
+    temp: Annotated[float, Setting("Temperature of the contrastive loss.", METHOD, gt=0)] = 0.05
+    use_hard: Annotated[
+        bool, Setting("Update a centroid with its least similar image of the batch, not with all.", METHOD)
+    ] = False
+
+    lr: Annotated[float, Setting("Learning rate of Adam.", OPTIMIZER, gt=0)] = 3.5e-4
+    weight_decay: Annotated[float, Setting("Weight decay.", OPTIMIZER, ge=0)] = 5e-4
+    epochs: Annotated[int, Setting("Epochs.", OPTIMIZER, may_change=True, ge=1)] = 50
+    iters: Annotated[int, Setting("Steps per epoch.", OPTIMIZER, ge=1)] = 200
+    step_size: Annotated[int, Setting("Epochs after which the learning rate falls to a tenth.", OPTIMIZER, ge=1)] = 20
+
+    logs_dir: Annotated[Path, Setting("Folder of the runs.", RUN, environment="CCREID_LOGS_DIR", may_change=True)] = (
+        Path("logs")
+    )
+    name: Annotated[str | None, Setting("Name of the run's folder.", RUN, default="dataset-arch-time")] = None
+    seed: Annotated[int, Setting("Seed of everything random.", RUN, ge=0, lt=2**31)] = 1
+    eval_step: Annotated[int, Setting("Epochs between evaluations.", RUN, may_change=True, ge=1)] = 10
+    print_freq: Annotated[int, Setting("Steps between shown losses.", RUN, may_change=True, ge=1)] = 10
+    save_every: Annotated[
+        int,
+        Setting("Also save within an epoch, every N steps; 0 saves after epochs only.", RUN, may_change=True, ge=0),
+    ] = 0
+    keep: Annotated[int, Setting("Newest checkpoints to keep beside best.", RUN, may_change=True, ge=1)] = 2
+    device: Annotated[
+        str,
+        Setting(
+            "auto, cpu, cuda, cuda:N or mps.",
+            RUN,
+            names=("auto", "cpu", "cuda", "cuda:0", "mps"),
+            besides="text",
+            default="{}: the freest GPU, else the CPU",
+            may_change=True,
+        ),
+    ] = "auto"
+    precision: Annotated[
+        str,
+        Setting(
+            "fp32, bf16, or auto: the faster one here, as a short trial finds.", RUN, names=("auto", "fp32", "bf16")
+        ),
+    ] = "auto"
+    deterministic: Annotated[bool, Setting("The same bits in every run on one GPU, a little slower.", RUN)] = False
+    tensorboard: Annotated[
+        bool,
+        Setting("Also write TensorBoard event files (pip install 'ccreid[tensorboard]').", RUN, may_change=True),
+    ] = False
+    wandb: Annotated[bool, Setting("Also log to Weights & Biases, through its own package.", RUN, may_change=True)] = (
+        False
+    )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the settings by name, paths as texts: what JSON and TOML can hold."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    def to_json(self) -> str:
+        """Return the settings as JSON text, as checkpoints keep them."""
+        return json.dumps(self.as_json())
 
     def to_toml(self) -> str:
         """Return the settings as a recipe file that gives the same run."""
-        values = self.model_dump(mode="json", exclude_none=True)
+        values = {name: value for name, value in self.as_json().items() if value is not None}
         # TOML reads JSON's strings, but neither its surrogate pairs nor a bare DEL.
         lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()]
         return "[train]\n" + "".join(lines).replace("\x7f", "\\u007f")
 
 
-MAY_CHANGE_ON_RESUME = frozenset(
-    {"epochs", "workers", "device", "eval_step", "print_freq", "save_every", "keep", "data_dir", "logs_dir"}
-    | {"shard_images", "tensorboard", "wandb"}
-)
-"""Settings that do not alter what is computed. Every other one is fixed by the checkpoint."""
+def settings() -> dict[str, SettingField]:
+    """Return every setting by name, in the order of the fields."""
+    return setting_fields(TrainConfig)
 
 
-class RecipeAbout(BaseModel):
-    """Where a recipe comes from and what was published for it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    title: str
-    source: str = ""
-    published: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """Per architecture: mAP and rank-1, in percent."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A named set of training settings."""
-
-    name: str
-    about: RecipeAbout
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ResolvedConfig:
-    """Settings with the source of each value.
-
-    Attributes:
-        config: The settings.
-        sources: Setting name -> "default", "recipe NAME", "environment VARIABLE" or "flag".
-        recipe: The recipe they started from, if any.
-    """
-
-    config: TrainConfig
-    sources: dict[str, str]
-    recipe: Recipe | None
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the shipped recipes, sorted."""
-    folder = resources.files("ccreid_cli") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def load_recipe(name: str) -> Recipe:
-    """Read a shipped recipe by name, or a recipe file by path.
-
-    Raises:
-        UsageError: No such recipe; the file is not TOML; a key or value is wrong.
-    """
-    if name.endswith(".toml") or "/" in name:
-        path = Path(name)
-        if not path.is_file():
-            raise UsageError(f"recipe file {path} does not exist.", "`ccreid recipes` lists the shipped ones.")
-        text = path.read_text(encoding="utf-8", errors="replace")
-    elif name in recipe_names():
-        text = (resources.files("ccreid_cli") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        guess = did_you_mean(name, recipe_names())
-        raise UsageError(f'there is no recipe "{name}"; {guess or "the shipped ones are:"}', ", ".join(recipe_names()))
-    return parse_recipe(name, text)
-
-
-def parse_recipe(name: str, text: str) -> Recipe:
-    """Read a recipe from its TOML text: a table ``[train]`` and, optionally, ``[about]``.
-
-    Raises:
-        UsageError: The text is not TOML; a table, key or value is wrong.
-    """
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"recipe {name} is not valid TOML: {error}.") from error
-    unknown = [table for table in tables if table not in {"about", "train"}]
-    if unknown:
-        raise UsageError(
-            f"recipe {name}: unexpected top-level key {unknown[0]!r}.", "Settings belong under a [train] table."
-        )
-    values = tables.get("train", {})
-    validate(values, f"recipe {name}")
-    try:
-        about = RecipeAbout(**tables.get("about", {"title": name}))
-    except ValidationError as error:
-        raise UsageError(f"recipe {name}, [about]: {_first_problem(error)}") from error
-    return Recipe(name, about, values)
+def may_change_on_resume() -> list[str]:
+    """Return the settings that do not alter what is computed. Every other one is fixed by the checkpoint."""
+    return [name for name, field in settings().items() if field.setting.may_change]
 
 
 def validate(values: Mapping[str, Any], where: str) -> TrainConfig:
@@ -191,15 +193,33 @@ def validate(values: Mapping[str, Any], where: str) -> TrainConfig:
         UsageError: An unknown name or a value out of range, in plain words.
     """
     for key in values:
-        if key not in TrainConfig.model_fields:
-            guess = did_you_mean(key, TrainConfig.model_fields)
+        if key not in settings():
+            guess = did_you_mean(key, settings())
             raise UsageError(f'{where}: unknown setting "{key}"; {guess or "see `ccreid train --help`."}')
-    try:
-        config = TrainConfig(**values)
-    except ValidationError as error:
-        raise UsageError(f"{where}: {_first_problem(error)}") from error
+    config: TrainConfig = check_fields(TrainConfig, values, where)
     _check_together(config, where)
     return config
+
+
+def check_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """Make a dataclass of values from a file or a command line.
+
+    Raises:
+        UsageError: A name that is not a field, a field without a value, or a value of another type or out of range.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_first_problem(error)}") from error
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -215,43 +235,3 @@ def _check_together(config: TrainConfig, where: str) -> None:
             f"{where}: --num-instances {config.num_instances} is more than the batch size {config.batch_size}.",
             "A batch holds batch-size / num-instances clusters; make it at least one, better four.",
         )
-
-
-def resolve_config(
-    flags: Mapping[str, Any], environment: Mapping[str, str], recipe_name: str | None = None
-) -> ResolvedConfig:
-    """Put defaults, recipe, environment and flags together, in this order.
-
-    Without `recipe_name` the recipe named like the dataset is used, if there is one.
-
-    Args:
-        flags: What the command line sets: setting name -> value.
-        environment: Usually ``os.environ``.
-        recipe_name: A shipped recipe's name or a file, or None.
-
-    Raises:
-        UsageError: As `load_recipe` and `validate`; or no dataset is named.
-    """
-    dataset = flags.get("dataset")
-    if recipe_name is None and dataset is None:
-        raise UsageError("no dataset is named.", "Try `ccreid train -d toy`, or `ccreid data list` for the others.")
-    if recipe_name is None and dataset in recipe_names():
-        recipe_name = dataset
-    recipe = load_recipe(recipe_name) if recipe_name else None
-    values: dict[str, Any] = {}
-    sources = dict.fromkeys(TrainConfig.model_fields, "default")
-
-    def put(new: Mapping[str, Any], source: str) -> None:
-        values.update(new)
-        sources.update(dict.fromkeys(new, source))
-
-    if recipe:
-        put(recipe.values, f"recipe {recipe.name}")
-    cluster = flags.get("cluster")
-    if cluster in CLUSTER_DEFAULTS and cluster != values.get("cluster", "dbscan"):
-        put(CLUSTER_DEFAULTS[cluster], f"default of {cluster}")
-    for variable, key in ENVIRONMENT.items():
-        if environment.get(variable):
-            put({key: environment[variable]}, f"environment {variable}")
-    put(flags, "flag")
-    return ResolvedConfig(validate(values, "settings"), sources, recipe)

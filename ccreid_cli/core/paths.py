@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 
 def cache_folder() -> Path:
     """Return the user's cache folder of ccreid (not made)."""
+    from platformdirs import user_cache_path
+
     return user_cache_path("ccreid", appauthor=False)
 
 

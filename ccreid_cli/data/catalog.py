@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ccreid_cli.data.layouts import FolderForm, Form, is_recognised, msmt17_lists, vehicle_id_lists, veri_wild_lists
-from ccreid_cli.data.splits import SPLITS
+from ccreid_cli.data.records import SPLITS
 
 
 class Policy(StrEnum):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from ccreid_cli.core.errors import DataError
-from ccreid_cli.data.splits import SPLITS, Record
+from ccreid_cli.data.records import SPLITS, Record
 
 MARKET_PATTERN = r"(-?\d+)_c(\d+)"
 JUNK_ID = -1

@@ -11,7 +11,7 @@ from pathlib import Path
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.data.layouts import JUNK_ID
-from ccreid_cli.data.splits import SPLITS, Record
+from ccreid_cli.data.records import SPLITS, Record
 
 MANIFEST_ENDINGS = (".csv", ".tsv")
 COLUMNS = ("path", "id", "camera", "split")

@@ -16,7 +16,8 @@ from ccreid_cli.core.words import plural
 from ccreid_cli.data.layouts import JUNK_ID, MARKET_PATTERN, list_images
 from ccreid_cli.data.locate import is_archive_name
 from ccreid_cli.data.manifest import MANIFEST_ENDINGS, read_manifest
-from ccreid_cli.data.splits import SPLITS, Record, ReidDataset, Split, queries_without_match
+from ccreid_cli.data.records import SPLITS, Record
+from ccreid_cli.data.splits import ReidDataset, Split, queries_without_match
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 NO_CAMERA = -1

@@ -16,7 +16,8 @@ from ccreid_cli.data.catalog import CATALOG, DatasetInfo, Place, Policy
 from ccreid_cli.data.layouts import Scan
 from ccreid_cli.data.locate import Found, find_dataset, how_to_get, missing_error
 from ccreid_cli.data.own_images import is_path_like, load_own_images
-from ccreid_cli.data.splits import SPLITS, Record, ReidDataset, Split
+from ccreid_cli.data.records import SPLITS, Record
+from ccreid_cli.data.splits import ReidDataset, Split
 
 __all__ = [
     "DatasetState",

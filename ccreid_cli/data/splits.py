@@ -6,26 +6,12 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SPLITS = ("train", "query", "gallery")
-
-
-class Record(NamedTuple):
-    """One image.
-
-    Attributes:
-        name: POSIX path relative to the dataset's root (an absolute path where a manifest gives one).
-        person_id: Identity; -1 is unknown.
-        camera: Camera, as the file names number it or already from 0, depending on who reads it.
-    """
-
-    name: str
-    person_id: int
-    camera: int
+from ccreid_cli.data.records import Record
 
 
 @dataclass(frozen=True, eq=False)

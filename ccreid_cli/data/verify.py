@@ -18,7 +18,8 @@ from ccreid_cli.data.catalog import CATALOG, DatasetInfo
 from ccreid_cli.data.layouts import Scan
 from ccreid_cli.data.locate import Found, find_dataset, missing_error
 from ccreid_cli.data.reading import ProblemKind, build_dataset, load_dataset, problems_of, scan_place
-from ccreid_cli.data.splits import SPLITS, ReidDataset, queries_without_match
+from ccreid_cli.data.records import SPLITS
+from ccreid_cli.data.splits import ReidDataset, queries_without_match
 
 
 @dataclass(frozen=True)

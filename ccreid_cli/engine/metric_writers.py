@@ -112,7 +112,7 @@ class WandbWriter:
                 id=hashlib.sha256(f"{folder} {run.read_environment().get('started')}".encode()).hexdigest()[:16],
                 resume="allow",
                 dir=folder,
-                config=config.model_dump(mode="json"),
+                config=config.as_json(),
             )
         except module.Error as error:
             raise UsageError(

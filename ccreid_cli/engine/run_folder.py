@@ -18,10 +18,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ccreid_cli.core.config import TrainConfig, parse_recipe, validate
+from ccreid_cli.core.config import TrainConfig, validate
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_write_text
 from ccreid_cli.core.locks import FileLock
+from ccreid_cli.core.recipes import parse_recipe
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.core.version import __version__
 from ccreid_cli.engine.checkpoint import CheckpointStore

@@ -64,7 +64,7 @@ class Saver:
             "model": evaluated.state_dict(),
             "spec": dict(vars(evaluated.spec)),
             "preprocess": {"height": config.height, "width": config.width},
-            "config": config.model_dump_json(),
+            "config": config.to_json(),
             "dataset": {"name": self._dataset.name, "fingerprint": self._dataset.fingerprint()},
             "training": training,
         }

@@ -6,16 +6,15 @@ import platform
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ccreid_cli.core.config import MAY_CHANGE_ON_RESUME, ResolvedConfig, TrainConfig, validate
+from ccreid_cli.core.config import TrainConfig, may_change_on_resume, settings, validate
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
-from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.core.words import plural
 from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.splits import ReidDataset
@@ -26,6 +25,7 @@ from ccreid_cli.engine.metric_writers import require_writers
 from ccreid_cli.engine.micro_batches import share_chunks
 from ccreid_cli.engine.recovery import recover
 from ccreid_cli.engine.run_folder import RunFolder, default_name, describe_environment
+from ccreid_cli.engine.settings import ResolvedConfig, check_names
 from ccreid_cli.engine.trainer import Trainer
 from ccreid_cli.images.opening import image_settings, is_sharded, keep_on_device, open_paths
 from ccreid_cli.machine.device import (
@@ -40,7 +40,6 @@ from ccreid_cli.machine.distributed import Group, process_group
 from ccreid_cli.machine.ranks import launched_world
 from ccreid_cli.machine.signals import stop_on_signals
 from ccreid_cli.method.registry import METHODS
-from ccreid_cli.models.backbones import BACKBONES
 from ccreid_cli.models.placing import place, probe_precision
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
 from ccreid_cli.pseudo_labels.clustering import require_infomap
@@ -101,13 +100,13 @@ def train(
     config = _with_places(resolved.config)
     _refuse_impossible(config)
     with _session(config.device, timeout, config.deterministic, reporter or SilentReporter()) as session:
-        config = config.model_copy(update={"device": str(session.choice.device)})
+        config = replace(config, device=str(session.choice.device))
         name = session.group.broadcast(config.name or default_name(config))
         run = RunFolder(config.logs_dir / name)
         session.group.on_main(lambda: _refuse_used_name(run))
         dataset = _read_dataset(config, session, on_dataset)
         model = _build(config, session)
-        config = _settle(config.model_copy(update={"name": name}), model, session)
+        config = _settle(replace(config, name=name), model, session)
         environment = _environment(config, dataset, session, resolved)
         with _owned(run, session):
             session.group.on_main(lambda: run.create(config, environment))
@@ -126,7 +125,7 @@ def resume(
 
     Args:
         run: The run.
-        flags: What the command line sets; only settings of `MAY_CHANGE_ON_RESUME` may differ from the run's own.
+        flags: What the command line sets; only settings of `may_change_on_resume` may differ from the run's own.
         reporter: Where progress goes.
         on_dataset: Called with the dataset once it is read, in rank 0.
         timeout: Seconds that one process waits for the others.
@@ -151,8 +150,9 @@ def resume(
             stored = validate(config_of(content), str(run.path))
         config = _with_places(merge_for_resume(stored, flags))
         # The folder may have been moved since it was written: where it is now counts.
-        here = {"device": str(session.choice.device), "logs_dir": run.path.parent.absolute(), "name": run.path.name}
-        config = config.model_copy(update=here)
+        config = replace(
+            config, device=str(session.choice.device), logs_dir=run.path.parent.absolute(), name=run.path.name
+        )
         _refuse_impossible(config)
         if content is not None:
             _check_epochs(content["training"]["epoch"], config, session)
@@ -173,13 +173,13 @@ def merge_for_resume(stored: TrainConfig, flags: Mapping[str, Any]) -> TrainConf
     Raises:
         UsageError: A flag differs from the run's own setting and would alter what is computed.
     """
-    wanted = validate({**stored.model_dump(), **flags}, "settings")
+    wanted = validate({**asdict(stored), **flags}, "settings")
     for name in flags:
         old, new = getattr(stored, name), getattr(wanted, name)
-        if old != new and name not in MAY_CHANGE_ON_RESUME:
+        if old != new and name not in may_change_on_resume():
             raise UsageError(
-                f"--{name.replace('_', '-')} cannot change when a run is resumed: it was {old}, now {new}.",
-                f"Start a new run for that. May change: {', '.join(sorted(MAY_CHANGE_ON_RESUME))}.",
+                f"{settings()[name].option} cannot change when a run is resumed: it was {old}, now {new}.",
+                f"Start a new run for that. May change: {', '.join(sorted(may_change_on_resume()))}.",
             )
     return wanted
 
@@ -191,14 +191,12 @@ def _with_places(config: TrainConfig) -> TrainConfig:
         value = getattr(config, name)
         if ("/" in value or "." in value) and Path(value).exists():
             update[name] = str(Path(value).absolute())
-    return config.model_copy(update=update)
+    return replace(config, **update)
 
 
 def _refuse_impossible(config: TrainConfig) -> None:
     """Refuse early, before anything is downloaded or decoded, what would be refused later."""
-    if config.arch not in BACKBONES:
-        hint = did_you_mean(config.arch, BACKBONES) or f"Known architectures: {', '.join(BACKBONES)}."
-        raise UsageError(f'there is no architecture "{config.arch}".', hint)
+    check_names(config)
     if config.name is not None and (config.name in {"", ".", ".."} or any(part in config.name for part in "/\\\0")):
         raise UsageError(f'--name "{config.name}" is no name of a folder.', "Use --logs-dir for where it lies.")
     if config.cluster == "infomap":
@@ -254,7 +252,7 @@ def _settle(config: TrainConfig, model: ReidNet, session: _Session) -> TrainConf
     precision = session.group.broadcast(precision)
     if config.precision == "auto":
         session.reporter.message(f"precision: {precision} (the faster one here)")
-    return config.model_copy(update={"precision": precision})
+    return replace(config, precision=precision)
 
 
 def _environment(
@@ -270,7 +268,7 @@ def _environment(
         "threads": torch.get_num_threads(),
         "processes": session.group.world,
         "dataset": {"name": dataset.name, "root": str(dataset.root), "fingerprint": dataset.fingerprint()},
-        "recipe": {"name": recipe.name, **recipe.about.model_dump()} if recipe else None,
+        "recipe": {"name": recipe.name, **asdict(recipe.about)} if recipe else None,
         "sources": resolved.sources,
     }
 
@@ -332,7 +330,7 @@ def _carry_through(
             config,
             dataset,
             model,
-            METHODS["cluster-contrast"].load()(model, config),
+            METHODS[config.method].load()(model, config),
             store,
             test_set,
             run=run,

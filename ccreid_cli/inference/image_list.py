@@ -16,7 +16,7 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.data.own_images import IMAGE_ENDINGS
 from ccreid_cli.data.reading import load_dataset
-from ccreid_cli.data.splits import SPLITS
+from ccreid_cli.data.records import SPLITS
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,23 +1,19 @@
-"""Backbones: from images to feature maps.
-
-To add one, write a line in `BACKBONES` (and, where released weights exist, one in `models.weights.WEIGHTS`). A backbone
-keeps the key names of the release it comes from, so that released weights load as they are.
-"""
+"""Backbones: from images to feature maps. `models.registry` names them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import convnext_tiny, efficientnet_b0, mobilenet_v2
+from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from ccreid_cli.core.errors import UsageError
-from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.core.components import find_row
 from ccreid_cli.models.batch_norm import dense_format
+from ccreid_cli.models.registry import BACKBONES
 
 
 class Backbone(nn.Module, ABC):
@@ -96,7 +92,15 @@ def _keep_last_resolution(net: ResNet) -> None:
     first.downsample[0].stride = (1, 1)
 
 
-def _resnet(block: type[BasicBlock | Bottleneck], layers: Sequence[int], *, ibn: bool = False) -> ResNetBackbone:
+def resnet(layers: Sequence[int], *, bottleneck: bool = True, ibn: bool = False) -> ResNetBackbone:
+    """Build a ResNet whose last stage keeps the resolution.
+
+    Args:
+        layers: Blocks of the four stages.
+        bottleneck: Whether its blocks have three convolutions; two otherwise.
+        ibn: Whether the first three stages normalise half of their channels per image (IBN-a).
+    """
+    block = Bottleneck if bottleneck else BasicBlock
     net = ResNet(block, list(layers), num_classes=1)
     _keep_last_resolution(net)
     if ibn:
@@ -106,30 +110,9 @@ def _resnet(block: type[BasicBlock | Bottleneck], layers: Sequence[int], *, ibn:
     return ResNetBackbone(net, 512 * block.expansion)
 
 
-def _mobilenet_v2() -> FeaturesBackbone:
-    return FeaturesBackbone(mobilenet_v2(num_classes=1).features, 1280)
-
-
-def _efficientnet_b0() -> FeaturesBackbone:
-    return FeaturesBackbone(efficientnet_b0(num_classes=1).features, 1280)
-
-
-def _convnext_tiny() -> FeaturesBackbone:
-    return FeaturesBackbone(convnext_tiny(num_classes=1).features, 768)
-
-
-BACKBONES: dict[str, Callable[[], Backbone]] = {
-    "resnet18": partial(_resnet, BasicBlock, (2, 2, 2, 2)),
-    "resnet34": partial(_resnet, BasicBlock, (3, 4, 6, 3)),
-    "resnet50": partial(_resnet, Bottleneck, (3, 4, 6, 3)),
-    "resnet101": partial(_resnet, Bottleneck, (3, 4, 23, 3)),
-    "resnet152": partial(_resnet, Bottleneck, (3, 8, 36, 3)),
-    "resnet_ibn50a": partial(_resnet, Bottleneck, (3, 4, 6, 3), ibn=True),
-    "resnet_ibn101a": partial(_resnet, Bottleneck, (3, 4, 23, 3), ibn=True),
-    "mobilenet_v2": _mobilenet_v2,
-    "efficientnet_b0": _efficientnet_b0,
-    "convnext_tiny": _convnext_tiny,
-}
+def torchvision_features(name: str, num_channels: int) -> FeaturesBackbone:
+    """Build the ``features`` of torchvision's network `name`, which end in `num_channels` channels."""
+    return FeaturesBackbone(get_model(name, num_classes=1).features, num_channels)
 
 
 def build_backbone(arch: str, *, initialize: bool = True) -> Backbone:
@@ -143,13 +126,11 @@ def build_backbone(arch: str, *, initialize: bool = True) -> Backbone:
     Raises:
         UsageError: There is no such architecture.
     """
-    if arch not in BACKBONES:
-        hint = did_you_mean(arch, BACKBONES) or f"Known architectures: {', '.join(BACKBONES)}."
-        raise UsageError(f'there is no architecture "{arch}".', hint)
+    build = find_row(BACKBONES, "architecture", arch).load()
     if initialize:
-        return BACKBONES[arch]()
+        return build()
     with torch.device("meta"):
-        backbone = BACKBONES[arch]()
+        backbone = build()
     return backbone.to_empty(device="cpu")
 
 
@@ -157,4 +138,4 @@ def build_backbone(arch: str, *, initialize: bool = True) -> Backbone:
 def backbone_shapes(arch: str) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in a backbone's state dict, without building its tensors."""
     with torch.device("meta"):
-        return {key: tuple(value.shape) for key, value in BACKBONES[arch]().state_dict().items()}
+        return {key: tuple(value.shape) for key, value in BACKBONES[arch].load()().state_dict().items()}

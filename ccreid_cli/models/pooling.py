@@ -1,8 +1,7 @@
-"""Pooling: from a map of local features to one feature per image."""
+"""Pooling: from a map of local features to one feature per image. `models.registry` names them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,6 +95,3 @@ class MaxPooling(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Pool (B, C, H, W) feature maps to (B, C) float32 features."""
         return at_least_float32(F.adaptive_max_pool2d(maps, 1).flatten(1))
-
-
-POOLINGS: dict[str, Callable[[], nn.Module]] = {"gem": GeM, "avg": AveragePooling, "max": MaxPooling}

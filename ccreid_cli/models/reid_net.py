@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ccreid_cli.core.components import find_row
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
-from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.models.backbones import build_backbone
 from ccreid_cli.models.batch_norm import ChunkedBatchNorm1d, chunk_batch_norms
-from ccreid_cli.models.pooling import POOLINGS, at_least_float32
+from ccreid_cli.models.pooling import at_least_float32
+from ccreid_cli.models.registry import POOLINGS
 from ccreid_cli.models.spec import ModelSpec
 from ccreid_cli.models.weight_files import load_backbone_weights, load_reid_weights, read_weights, resolve_spec
 from ccreid_cli.models.weights import ensure_weights
@@ -23,9 +24,7 @@ __all__ = ["ModelSpec", "ReidNet", "build_model"]
 
 def _check(spec: ModelSpec) -> None:
     """Raise a UsageError for a value no network can be built from; the backbone checks its own name."""
-    if spec.pooling_type not in POOLINGS:
-        hint = did_you_mean(spec.pooling_type, POOLINGS) or f"Known poolings: {', '.join(POOLINGS)}."
-        raise UsageError(f'there is no pooling "{spec.pooling_type}".', hint)
+    find_row(POOLINGS, "pooling", spec.pooling_type)
     if spec.num_features < 0:
         raise UsageError(f"--features must be 0 (no embedding) or more, not {spec.num_features}.")
     if not 0.0 <= spec.dropout < 1.0:
@@ -49,7 +48,7 @@ class ReidNet(nn.Module):
         _check(spec)
         self.spec = spec
         self.backbone = build_backbone(spec.arch, initialize=initialize_backbone)
-        self.pooling = POOLINGS[spec.pooling_type]()
+        self.pooling = POOLINGS[spec.pooling_type].load()()
         self.embedding_dim = spec.num_features or self.backbone.num_channels
         self.embedding = self._build_embedding() if spec.num_features else None
         self.neck = ChunkedBatchNorm1d(self.embedding_dim, samples_per_bn=samples_per_bn)

@@ -10,8 +10,8 @@ class ModelSpec:
     """The description from which a `ReidNet` is built, kept in every checkpoint.
 
     Args:
-        arch: A name of `models.backbones.BACKBONES`.
-        pooling_type: A name of `models.pooling.POOLINGS`.
+        arch: A name of `models.registry.BACKBONES`.
+        pooling_type: A name of `models.registry.POOLINGS`.
         num_features: Size of the linear embedding after the pooling (``--features``); 0 means none.
         dropout: Probability of dropping a feature in training, in [0, 1).
     """

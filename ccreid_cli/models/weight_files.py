@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ccreid_cli.core.errors import CheckpointError, UsageError
-from ccreid_cli.models.backbones import BACKBONES, backbone_shapes
+from ccreid_cli.models.backbones import backbone_shapes
 from ccreid_cli.models.key_maps import from_official, strip_wrappers, to_torchvision
+from ccreid_cli.models.registry import BACKBONES
 from ccreid_cli.models.safe_load import load_untrusted
 from ccreid_cli.models.spec import ModelSpec
 

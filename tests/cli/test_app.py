@@ -55,7 +55,7 @@ def _raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("ccreid_cli.core.config.recipe_names", fail)
+    monkeypatch.setattr("ccreid_cli.core.recipes.recipe_names", fail)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_signals_stop_quietly(number: signal.Signals) -> None:
         "import sys, time\nfrom ccreid_cli.cli import app, output\n"
         "def wait(*arguments):\n    output.print_text('ready'); sys.stdout.flush(); time.sleep(60)\n"
         "app.output.print_text, sys.argv = output.print_text, ['ccreid', 'recipes']\n"
-        "import ccreid_cli.core.config as config\nconfig.recipe_names = wait\napp.main()"
+        "import ccreid_cli.core.recipes as recipes\nrecipes.recipe_names = wait\napp.main()"
     )
     process = _start(code)
     assert process.stdout is not None

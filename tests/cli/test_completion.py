@@ -19,7 +19,7 @@ from ccreid_cli.cli.answering import offers, unquote
 from ccreid_cli.cli.app import app
 from ccreid_cli.cli.completion import FILE_NAMES, SCRIPTS
 from ccreid_cli.cli.progress import STYLES
-from ccreid_cli.core.config import CLUSTER_DEFAULTS, recipe_names
+from ccreid_cli.core.recipes import recipe_names
 
 from .conftest import Cli
 
@@ -29,14 +29,13 @@ COMPLETIONS = Path(__file__).parents[2] / "completions"
 def test_lists_are_those_of_the_registries() -> None:
     from ccreid_cli.bench.run import STAGES
     from ccreid_cli.data.catalog import CATALOG
-    from ccreid_cli.models.backbones import BACKBONES
     from ccreid_cli.models.file_forms import EXPORT_SUFFIXES
-    from ccreid_cli.models.pooling import POOLINGS
+    from ccreid_cli.models.registry import BACKBONES, POOLINGS
     from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
     assert set(completing.DATASETS) == set(CATALOG)
     assert set(completing.ARCHITECTURES) == set(BACKBONES)
-    assert set(completing.CLUSTERERS) == set(CLUSTERERS) == set(CLUSTER_DEFAULTS)
+    assert set(completing.CLUSTERERS) == set(CLUSTERERS)
     assert set(completing.POOLINGS) == set(POOLINGS)
     assert set(completing.WEIGHT_FORMS) == set(EXPORT_SUFFIXES)
     assert set(completing.SHELLS) == set(SCRIPTS)

@@ -12,7 +12,6 @@ from typer.main import get_command
 from ccreid_cli.cli.app import app
 from ccreid_cli.cli.pages import PANELS, first_sentence, text_of
 from ccreid_cli.cli.reference import commands
-from ccreid_cli.core.config import CLUSTER_DEFAULTS, TrainConfig
 
 from .conftest import Cli
 
@@ -68,34 +67,6 @@ def test_examples_name_real_commands_and_options(line: str) -> None:
         return
     known = {name for parameter in COMMANDS[path].params for name in parameter.opts}
     assert {word for word in words if re.match(r"--?[a-z]", word)} <= known, line
-
-
-DEFAULTS = [
-    pytest.param(parameter, id=parameter.opts[0])
-    for parameter in COMMANDS["ccreid train"].params
-    if parameter.name in TrainConfig.model_fields and parameter.name not in {"dataset", "data_dir", "logs_dir", "name"}
-]
-
-
-@pytest.mark.parametrize("parameter", DEFAULTS)
-def test_named_defaults_are_those_of_the_settings(parameter: Any) -> None:
-    default = TrainConfig.model_fields[parameter.name].default
-    named = re.search(r"Default: ([^;:\s]*[^;:\s.])", parameter.help)
-    assert named, parameter.help
-    if isinstance(default, bool):
-        assert named.group(1) == "off" and default is False
-    elif default is None:
-        assert named.group(1) == "auto"
-    elif isinstance(default, str):
-        assert named.group(1) == default
-    else:
-        assert float(named.group(1)) == default
-
-
-@pytest.mark.parametrize("name", ["eps", "k1", "k2"])
-def test_named_defaults_of_infomap(name: str) -> None:
-    parameter = next(item for item in COMMANDS["ccreid train"].params if item.name == name)
-    assert float(re.findall(r"infomap ([\d.]*\d)", parameter.help)[-1]) == CLUSTER_DEFAULTS["infomap"][name]
 
 
 TRAIN = (

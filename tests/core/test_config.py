@@ -1,183 +1,36 @@
-"""Settings: defaults < recipe < environment < flags, and wrong ones in plain words."""
+"""The settings of a run: they survive their file, and what may change on resume alters nothing that is computed."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
-from pathlib import Path
-from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccreid_cli.core.config import (
-    CLUSTER_DEFAULTS,
-    ENVIRONMENT,
-    MAY_CHANGE_ON_RESUME,
-    TrainConfig,
-    load_recipe,
-    parse_recipe,
-    recipe_names,
-    resolve_config,
-    validate,
-)
-from ccreid_cli.core.errors import UsageError
-
-DATASETS = ("market1501", "dukemtmcreid", "msmt17", "personx", "veri")
+from ccreid_cli.core import config as config_module
+from ccreid_cli.core.config import TrainConfig, may_change_on_resume, validate
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_shipped_recipes_are_valid_and_name_real_things(name: str) -> None:
-    from ccreid_cli.data.catalog import CATALOG
-    from ccreid_cli.models.backbones import BACKBONES
-
-    recipe = load_recipe(name)
-    config = validate(recipe.values, name)
-    assert recipe.about.title
-    assert recipe.about.source or name == "toy"
-    assert config.dataset in CATALOG
-    assert name.startswith(config.dataset)
-    assert config.arch in BACKBONES
-    assert set(recipe.about.published) <= set(BACKBONES)
-    assert "dataset" in recipe.values
-
-
-def test_both_paper_versions_are_there_for_every_dataset() -> None:
-    expected = {dataset + suffix for dataset in DATASETS for suffix in ("", "-nov2021", "-nov2021-infomap")}
-    assert expected | {"toy"} <= set(recipe_names())
-
-
-PUBLISHED_V1 = {
-    "market1501": {"eps": 0.4, "iters": 200},
-    "dukemtmcreid": {"eps": 0.7, "iters": 200},
-    "dukemtmcreid-ibn": {"eps": 0.6, "iters": 200, "arch": "resnet_ibn50a"},
-    "personx": {"eps": 0.7, "iters": 200},
-    "msmt17": {"eps": 0.7, "iters": 400},
-    "veri": {"eps": 0.7, "iters": 400, "height": 224, "width": 224},
-    "market1501-ibn-hard": {"eps": 0.4, "iters": 400, "use_hard": True, "arch": "resnet_ibn50a"},
-    "dukemtmcreid-ibn-hard": {"eps": 0.6, "iters": 400, "use_hard": True, "arch": "resnet_ibn50a"},
-    "market1501-nov2021": {"eps": 0.6, "iters": 200, "cluster": "dbscan"},
-    "msmt17-nov2021-infomap": {"eps": 0.5, "k1": 15, "k2": 4, "iters": 400, "cluster": "infomap"},
-}
-
-
-@pytest.mark.parametrize("name", sorted(PUBLISHED_V1))
-def test_recipes_hold_the_published_settings(name: str) -> None:
-    config = resolve_config({}, {}, name).config
-    common = {"batch_size": 256, "epochs": 50, "momentum": 0.1, "num_instances": 16, "pooling_type": "gem"}
-    common |= {"lr": 3.5e-4, "weight_decay": 5e-4, "step_size": 20, "temp": 0.05}
-    for key, value in {**common, **PUBLISHED_V1[name]}.items():
-        assert getattr(config, key) == value, key
-
-
-def test_precedence() -> None:
-    environment = {"CCREID_DATA_DIR": "/env/data", "CCREID_LOGS_DIR": "/env/logs", "CCREID_EPOCHS": "3"}
-    resolved = resolve_config({"dataset": "veri", "logs_dir": Path("/flag"), "iters": 7}, environment)
-    config, sources = resolved.config, resolved.sources
-    assert (config.height, sources["height"]) == (224, "recipe veri")
-    assert (config.data_dir, sources["data_dir"]) == (Path("/env/data"), "environment CCREID_DATA_DIR")
-    assert (config.logs_dir, sources["logs_dir"]) == (Path("/flag"), "flag")
-    assert (config.iters, sources["iters"]) == (7, "flag")
-    assert (config.print_freq, sources["print_freq"]) == (10, "default")
-    assert set(sources) == set(TrainConfig.model_fields)
-    assert resolved.recipe is not None and resolved.recipe.name == "veri"
-
-
-def test_environment_may_be_empty() -> None:
-    assert resolve_config({"dataset": "toy"}, {"CCREID_DATA_DIR": ""}).config.data_dir == Path("data")
-
-
-def test_a_recipe_can_name_the_dataset() -> None:
-    assert resolve_config({}, {}, "msmt17-nov2021").config.dataset == "msmt17"
-
-
-def test_a_flag_wins_over_the_dataset_of_the_recipe() -> None:
-    resolved = resolve_config({"dataset": "personx"}, {}, "market1501")
-    assert (resolved.config.dataset, resolved.config.eps) == ("personx", 0.4)
-
-
-def test_own_images_need_no_recipe() -> None:
-    resolved = resolve_config({"dataset": "some/folder"}, {})
-    assert resolved.recipe is None
-    assert resolved.config.eps == 0.6
-
-
-def test_another_clusterer_brings_its_own_settings() -> None:
-    resolved = resolve_config({"dataset": "market1501", "cluster": "infomap", "k1": 20}, {})
-    assert (resolved.config.eps, resolved.sources["eps"]) == (0.5, "default of infomap")
-    assert (resolved.config.k1, resolved.sources["k1"]) == (20, "flag")
-    same = resolve_config({"dataset": "market1501", "cluster": "dbscan"}, {})
-    assert (same.config.eps, same.sources["eps"]) == (0.4, "recipe market1501")
-
-
-def test_defaults_are_those_of_dbscan() -> None:
-    for key, value in CLUSTER_DEFAULTS["dbscan"].items():
-        assert TrainConfig.model_fields[key].default == value
-
-
-@pytest.mark.parametrize(
-    ("flags", "recipe", "words"),
-    [
-        ({}, None, "no dataset"),
-        ({"dataset": "toy"}, "toi", 'did you mean "toy"'),
-        ({"dataset": "toy"}, "no/such.toml", "no/such.toml does not exist"),
-        ({"dataset": "toy", "epochs": 0}, None, "epochs = 0"),
-        ({"dataset": "toy", "lr": -1.0}, None, "lr = -1"),
-        ({"dataset": "toy", "momentum": 1.5}, None, "momentum = 1.5"),
-        ({"dataset": "toy", "cluster": "kmeans"}, None, "dbscan"),
-        ({"dataset": "toy", "pooling_type": "mean"}, None, "gem"),
-        ({"dataset": "toy", "epoch": 3}, None, 'did you mean "epochs"'),
-        ({"dataset": "toy", "batch_size": 8, "num_instances": 16}, None, "--num-instances 16"),
-    ],
-)
-def test_wrong_settings(flags: dict[str, Any], recipe: str | None, words: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        resolve_config(flags, {}, recipe)
-    assert words in caught.value.message
-    assert "pydantic" not in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("= 3", "not valid TOML"),
-        ("epochs = 3", "'epochs'"),
-        ("[train]\nepoch = 3", 'did you mean "epochs"'),
-        ("[train]\nepochs = 2.5", "epochs = 2.5"),
-        ("[about]\nname = 'x'", "[about]"),
-        ("[training]\nepochs = 3", "'training'"),
-    ],
-)
-def test_wrong_recipes(text: str, words: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_recipe("mine", text)
-    assert words in caught.value.message
-    assert "mine" in caught.value.message
-
-
-def test_a_recipe_file_is_read_by_its_path(tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text('[train]\ndataset = "toy"\nepochs = 3\n')
-    resolved = resolve_config({}, {}, str(file))
-    assert resolved.config.epochs == 3
-    assert resolved.sources["epochs"] == f"recipe {file}"
-
-
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
-    eps=st.floats(1e-6, 2, exclude_min=True),
+    eps=st.floats(0, 1, exclude_min=True, exclude_max=True),
     lr=st.floats(1e-12, 10),
     seed=st.integers(0, 2**31 - 1),
     name=st.none() | st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1),
 )
 def test_settings_survive_their_file(eps: float, lr: float, seed: int, name: str | None) -> None:
     config = TrainConfig(eps=eps, lr=lr, seed=seed, name=name)
-    text = config.to_toml()
-    assert validate(tomllib.loads(text)["train"], "file") == config
-    assert parse_recipe("x", text).values["seed"] == seed
+    assert validate(tomllib.loads(config.to_toml())["train"], "file") == config
 
 
-def test_what_may_change_on_resume_are_settings() -> None:
-    assert set(TrainConfig.model_fields) >= MAY_CHANGE_ON_RESUME
-    assert set(ENVIRONMENT.values()) <= MAY_CHANGE_ON_RESUME
-    assert not MAY_CHANGE_ON_RESUME & {"lr", "eps", "batch_size", "arch", "seed", "iters", "momentum"}
+def test_what_may_change_on_resume() -> None:
+    read_from_the_environment = {name for name, field in config_module.settings().items() if field.setting.environment}
+    assert read_from_the_environment <= set(may_change_on_resume())
+    assert not {"lr", "eps", "batch_size", "arch", "seed", "iters", "momentum"} & set(may_change_on_resume())
+
+
+def test_help_and_completion_need_no_pydantic() -> None:
+    code = "import sys, ccreid_cli.engine.settings; print({'pydantic', 'numpy', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

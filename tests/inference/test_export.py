@@ -32,7 +32,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
     config = validate({"dataset": "toy", "data_dir": folder, "logs_dir": folder, "height": HEIGHT}, "test")
     content: dict[str, Any] = {"model": ReidNet(spec).state_dict(), "spec": dict(vars(spec))}
     content["preprocess"] = {"height": HEIGHT, "width": WIDTH}
-    content["config"] = config.model_dump_json()
+    content["config"] = config.to_json()
     content["training"] = {"epoch": 4, "last": json.dumps(SCORES), "best": json.dumps({**SCORES, "epoch": 1})}
     path = folder / "checkpoints" / "last.pt"
     save_checkpoint(path, content)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ccreid_cli.models.pooling import POOLINGS, GeM, _GeneralizedMean
+from ccreid_cli.models.pooling import GeM, _GeneralizedMean
+from ccreid_cli.models.registry import POOLINGS
 
 
 @pytest.fixture
@@ -22,14 +23,14 @@ def _oracle(name: str, maps: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", POOLINGS)
 def test_pooling(name: str, maps: np.ndarray) -> None:
-    pooled = POOLINGS[name]()(torch.from_numpy(maps))
+    pooled = POOLINGS[name].load()()(torch.from_numpy(maps))
     np.testing.assert_allclose(pooled.detach().numpy(), _oracle(name, maps), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", POOLINGS)
 def test_pooling_answers_in_float32(name: str, maps: np.ndarray) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        pooled = POOLINGS[name]()(torch.from_numpy(maps).bfloat16())
+        pooled = POOLINGS[name].load()()(torch.from_numpy(maps).bfloat16())
     assert pooled.dtype == torch.float32
     np.testing.assert_allclose(pooled.detach().numpy(), _oracle(name, maps), rtol=2e-2, atol=2e-2)
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 from ccreid_cli.core.errors import CheckpointError, UsageError
-from ccreid_cli.models.backbones import BACKBONES, FeaturesBackbone
+from ccreid_cli.models.backbones import FeaturesBackbone
 from ccreid_cli.models.key_maps import to_official
+from ccreid_cli.models.registry import BACKBONES, BackboneRow
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
 from ccreid_cli.models.weight_files import (
     load_backbone_weights,
@@ -89,7 +90,7 @@ def test_files_older_than_the_step_counters_load(released: State, tmp_path: Path
 def test_ibn_release_loads_by_strict_match(tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = {
-        **BACKBONES["resnet_ibn50a"]().state_dict(),
+        **BACKBONES["resnet_ibn50a"].load()().state_dict(),
         "fc.weight": torch.zeros(10, 2048),
         "fc.bias": torch.zeros(10),
     }
@@ -282,7 +283,7 @@ def test_a_new_backbone_takes_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     def one_line() -> FeaturesBackbone:
         return FeaturesBackbone(nn.Sequential(nn.Conv2d(3, 6, 3, 4), nn.BatchNorm2d(6), nn.ReLU()), 6)
 
-    monkeypatch.setitem(BACKBONES, "one_line", one_line)
+    monkeypatch.setitem(BACKBONES, "one_line", BackboneRow("one convolution", lambda: one_line))
     model = build_model(ModelSpec("one_line", num_features=5), weights="none")
     assert model(torch.randn(4, 3, 16, 16)).shape == (4, 5)
     assert read_weights(_ccreid_file(model, tmp_path / "one_line.pt")).spec == model.spec

@@ -25,14 +25,15 @@ from pretended_gpu import pretended
 from torch import Tensor, nn
 
 from ccreid_cli.cli.app import main
-from ccreid_cli.core.config import ResolvedConfig, resolve_config
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.engine import checkpoint
 from ccreid_cli.engine import start as training
 from ccreid_cli.engine.run_folder import RunFolder
+from ccreid_cli.engine.settings import ResolvedConfig, resolve_config
 from ccreid_cli.engine.step import TrainStep
-from ccreid_cli.models.backbones import BACKBONES, Backbone
+from ccreid_cli.models.backbones import Backbone
+from ccreid_cli.models.registry import BACKBONES, BackboneRow
 from ccreid_cli.models.reid_net import ReidNet
 
 COLOURS = [(220, 30, 30), (30, 200, 40), (40, 50, 220), (220, 210, 30), (200, 40, 200), (30, 200, 210)]
@@ -56,7 +57,7 @@ class TinyNet(Backbone):
         return result
 
 
-BACKBONES.setdefault("tiny", TinyNet)
+BACKBONES.setdefault("tiny", BackboneRow("two convolutions", lambda: TinyNet))
 
 
 def make_dataset(folder: Path) -> Path:
