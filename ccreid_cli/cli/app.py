@@ -51,14 +51,8 @@ START = """Three commands to start with:
 
 `ccreid --help` lists everything."""
 
-app = typer.Typer(
-    name="ccreid",
-    cls=PageGroup,
-    help="Train and use object re-identification models without labels, by Cluster Contrast (arXiv 2103.11568).",
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = (train, evaluate, report, extract, export, data, weights, features, runs, bench, system, completion)
+"""The modules of the commands. Each adds its own by `register`."""
 
 
 class _Stopped(BaseException):
@@ -78,7 +72,6 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
     version: Annotated[
@@ -90,9 +83,21 @@ def root(
         output.print_text(START)
 
 
-for module in (train, evaluate, report, extract, export, data, weights, features, runs, bench, system, completion):
-    module.register(app)
-use_pages(app)
+def build_app() -> typer.Typer:
+    """Return the command line, with the datasets, backbones and other rows that the registries have now."""
+    app = typer.Typer(
+        name="ccreid",
+        cls=PageGroup,
+        help="Train and use object re-identification models without labels, by Cluster Contrast (arXiv 2103.11568).",
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(root)
+    for module in COMMANDS:
+        module.register(app)
+    use_pages(app)
+    return app
 
 
 def exit_code_of(error: CcreidError) -> int:
@@ -119,11 +124,11 @@ def _run(debug: bool, in_json: bool) -> None:
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), _stop)
         if answering.VARIABLE in os.environ:
-            answering.answer(app, sys.argv[1:], os.environ[answering.VARIABLE])
+            answering.answer(build_app(), sys.argv[1:], os.environ[answering.VARIABLE])
         elif in_json:
             _run_for_program()
         else:
-            app(prog_name="ccreid")
+            build_app()(prog_name="ccreid")
     except _Stopped as stopped:
         output.say("stopped.")
         sys.exit(128 + (signal.SIGINT if stopped.number == signal.SIGINT else signal.SIGTERM))
@@ -142,7 +147,7 @@ def _run(debug: bool, in_json: bool) -> None:
 def _run_for_program() -> NoReturn:
     """Run the command line without Typer's own box around what is wrong with it."""
     try:
-        code = app(prog_name="ccreid", standalone_mode=False)
+        code = build_app()(prog_name="ccreid", standalone_mode=False)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

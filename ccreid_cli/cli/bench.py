@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
-from ccreid_cli.cli import output
-from ccreid_cli.cli.common import given
 from ccreid_cli.core.words import plural
 
 if TYPE_CHECKING:
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from ccreid_cli.core.config import TrainConfig
     from ccreid_cli.core.reporter import Reporter
 
+STAGES = ("store", "extract", "labels", "step", "eval")
+BENCH_SETTINGS = ("arch", "height", "width", "cluster", "eps", "k1", "k2", "samples_per_bn", "device", "precision")
 SIZES = "Sizes"
 PLAN = "Many GPUs"
 PLAN_IMAGES = [1e6, 1e7]
@@ -31,10 +32,12 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
+    settings: Annotated[dict[str, Any], opt.settings_of(*BENCH_SETTINGS)],
     stages: Annotated[
         list[str] | None,
         typer.Argument(
-            help="labels, store, step, extract, eval or all. Default: all.", autocompletion=opt.completing.bench_stages
+            help="labels, store, step, extract, eval or all. Default: all.",
+            autocompletion=completing.choices(*STAGES, "all"),
         ),
     ] = None,
     num_images: Annotated[
@@ -68,16 +71,6 @@ def bench(
         ),
     ] = False,
     recipe: opt.RecipeName = "market1501",
-    arch: opt.Arch = None,
-    height: opt.Height = None,
-    width: opt.Width = None,
-    cluster: opt.Cluster = None,
-    eps: opt.Eps = None,
-    k1: opt.K1 = None,
-    k2: opt.K2 = None,
-    samples_per_bn: opt.SamplesPerBn = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
     budget: Annotated[
         float,
         typer.Option("--budget", help="Seconds after which a measurement is not repeated.", rich_help_panel=SIZES),
@@ -119,27 +112,15 @@ def bench(
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.engine.settings import resolve_config
 
-    flags = given(
-        arch=arch,
-        height=height,
-        width=width,
-        cluster=cluster,
-        eps=eps,
-        k1=k1,
-        k2=k2,
-        samples_per_bn=samples_per_bn,
-        device=device,
-        precision=precision,
-    )
-    config = resolve_config(flags, {}, recipe).config
+    config = resolve_config(settings, {}, recipe).config
     rows = None if features is None else read_rows(features)
     name = "" if features is None else f"features of {features.name}"
-    settings = BenchSettings(config, num_images, batch_size, dim, queries, gallery, rows, name, growth, budget)
+    bench_settings = BenchSettings(config, num_images, batch_size, dim, queries, gallery, rows, name, growth, budget)
     reporter = make_reporter(progress)
     if plan:
-        _show_plan(settings, rates, images or PLAN_IMAGES, gpus or PLAN_GPUS, bandwidth * 1e9, reporter, as_json)
+        _show_plan(bench_settings, rates, images or PLAN_IMAGES, gpus or PLAN_GPUS, bandwidth * 1e9, reporter, as_json)
         return
-    found = run_bench(stages or ["all"], settings, reporter)
+    found = run_bench(stages or ["all"], bench_settings, reporter)
     if as_json:
         output.print_json({**found, "results": [result.as_json() for result in found["results"]]})
         return

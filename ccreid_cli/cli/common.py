@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ccreid_cli.cli import output
 
@@ -79,11 +79,6 @@ def refuse_existing(force: bool, *files: Path) -> None:
         # A link to nothing is something, too.
         if not force and (file.exists() or file.is_symlink()):
             raise UsageError(f"{file} is there already.", "Choose another name, or add --force to replace it.")
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """Return the options that the command line sets."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def show_dataset(dataset: ReidDataset) -> None:

@@ -1,52 +1,16 @@
-"""What the shell offers for option values. Nothing here imports torch, numpy or pydantic: it must answer at once.
-
-The names that live in the registries are repeated here for that reason; a test holds the two together.
-"""
+"""What the shell offers for option values. Nothing here imports torch, numpy or pydantic: it must answer at once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import typer
 
-DATASETS = (
-    "toy",
-    "market1501",
-    "dukemtmcreid",
-    "msmt17",
-    "personx",
-    "veri",
-    "cuhk03-np",
-    "occluded-duke",
-    "vehicleid",
-    "veri-wild",
-)
-ARCHITECTURES = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnet_ibn50a",
-    "resnet_ibn101a",
-    "mobilenet_v2",
-    "efficientnet_b0",
-    "convnext_tiny",
-)
-CLUSTERERS = ("dbscan", "infomap")
-POOLINGS = ("gem", "avg", "max")
-STARTING_WEIGHTS = ("imagenet", "none")
-CHECKPOINTS = ("last", "best")
-DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
-PRECISIONS = ("auto", "fp32", "bf16")
-PROGRESS_STYLES = ("auto", "rich", "plain", "json", "none")
-WEIGHT_FORMS = ("official", "safetensors", "torchvision")
-BENCH_STAGES = ("store", "extract", "labels", "step", "eval")
-SHELLS = ("bash", "zsh", "fish", "powershell")
+from ccreid_cli.core.setting import SettingField
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+Offer = Callable[[str], list[str]]
 
 
 def _starting(choices: Iterable[str], incomplete: str) -> list[str]:
@@ -70,69 +34,44 @@ def _names_and_paths(names: Iterable[str], incomplete: str) -> list[str]:
     return found if found and not incomplete else [*found, *_paths(incomplete)]
 
 
-def datasets(incomplete: str) -> list[str]:
-    """Offer dataset names, then paths."""
-    return _names_and_paths(DATASETS, incomplete)
+def choices(*names: str) -> Offer:
+    """Return what offers fixed names."""
+    return lambda incomplete: _starting(names, incomplete)
 
 
-def dataset_names(incomplete: str) -> list[str]:
-    """Offer dataset names."""
-    return _starting([*DATASETS, "all"], incomplete)
+def rows(setting: str, *others: str, paths: bool = False) -> Offer:
+    """Return what offers the rows of a setting's registry.
+
+    Args:
+        setting: A name in `engine.settings.REGISTRIES`.
+        others: What may stand there besides.
+        paths: Whether a path may, too.
+    """
+
+    def offer(incomplete: str) -> list[str]:
+        from ccreid_cli.engine.settings import REGISTRIES
+
+        names = [*REGISTRIES[setting], *others]
+        return _names_and_paths(names, incomplete) if paths else _starting(names, incomplete)
+
+    return offer
+
+
+def of_setting(field: SettingField) -> Offer | None:
+    """Return what offers the values of a setting; None where the shell offers files, or nothing can be offered."""
+    names, paths = field.setting.names, field.setting.besides == "path"
+    if isinstance(names, str):
+        return rows(field.name, paths=paths)
+    if paths:
+        return lambda incomplete: _names_and_paths(names, incomplete)
+    return choices(*names) if names else None
 
 
 def recipes(incomplete: str) -> list[str]:
     """Offer the shipped recipes, then paths."""
-    return _names_and_paths(sorted(path.stem for path in RECIPES.glob("*.toml")), incomplete)
+    from ccreid_cli.core.recipes import recipe_names
 
-
-def architectures(incomplete: str) -> list[str]:
-    """Offer backbones."""
-    return _starting(ARCHITECTURES, incomplete)
-
-
-def architectures_or_all(incomplete: str) -> list[str]:
-    """Offer backbones, and all of them at once."""
-    return _starting([*ARCHITECTURES, "all"], incomplete)
-
-
-def clusterers(incomplete: str) -> list[str]:
-    """Offer clusterers."""
-    return _starting(CLUSTERERS, incomplete)
-
-
-def poolings(incomplete: str) -> list[str]:
-    """Offer poolings."""
-    return _starting(POOLINGS, incomplete)
-
-
-def starting_weights(incomplete: str) -> list[str]:
-    """Offer what a network can start from, then files."""
-    return _names_and_paths(STARTING_WEIGHTS, incomplete)
-
-
-def checkpoints(incomplete: str) -> list[str]:
-    """Offer which checkpoint of a run."""
-    return _starting(CHECKPOINTS, incomplete)
-
-
-def weight_forms(incomplete: str) -> list[str]:
-    """Offer the forms a checkpoint can be converted to."""
-    return _starting(WEIGHT_FORMS, incomplete)
-
-
-def devices(incomplete: str) -> list[str]:
-    """Offer devices."""
-    return _starting(DEVICES, incomplete)
-
-
-def precisions(incomplete: str) -> list[str]:
-    """Offer number formats."""
-    return _starting(PRECISIONS, incomplete)
-
-
-def progress_styles(incomplete: str) -> list[str]:
-    """Offer progress styles."""
-    return _starting(PROGRESS_STYLES, incomplete)
+    return _names_and_paths(recipe_names(), incomplete)
 
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
@@ -141,11 +80,7 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
     return _names_and_paths(sorted(path.parent.name for path in logs.glob("*/recipe.toml")), incomplete)
 
 
-def shells(incomplete: str) -> list[str]:
-    """Offer shells."""
-    return _starting(SHELLS, incomplete)
-
-
-def bench_stages(incomplete: str) -> list[str]:
-    """Offer the stages that can be measured."""
-    return _starting([*BENCH_STAGES, "all"], incomplete)
+datasets = rows("dataset", paths=True)
+checkpoints = choices("last", "best")
+progress_styles = choices("auto", "rich", "plain", "json", "none")
+shells = choices("bash", "zsh", "fish", "powershell")

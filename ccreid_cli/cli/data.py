@@ -20,7 +20,9 @@ data_app = typer.Typer(help="List, fetch, verify and show datasets.", no_args_is
 
 Name = Annotated[
     str,
-    typer.Argument(help="Dataset. Example: market1501", autocompletion=completing.dataset_names, show_default=False),
+    typer.Argument(
+        help="Dataset. Example: market1501", autocompletion=completing.rows("dataset", "all"), show_default=False
+    ),
 ]
 Place = Annotated[
     str,

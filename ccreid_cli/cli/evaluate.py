@@ -48,8 +48,6 @@ def evaluate(
     from ccreid_cli.inference.evaluate import score_model
     from ccreid_cli.inference.loading import ModelRequest, load_network
 
-    if checkpoint not in {"last", "best"}:
-        raise UsageError(f'--checkpoint "{checkpoint}" is not known.', "Use last or best.")
     if resume is None and dataset is None:
         raise UsageError("no dataset is named.", "Name one with -d, or a trained run with --resume.")
     data_dir = named_data_dir(data_dir)

@@ -10,12 +10,8 @@ import typer
 from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import logs_dir_or_default, named_data_dir, refuse_existing
-from ccreid_cli.cli.extract import Checkpoint, model_request
+from ccreid_cli.cli.extract import model_request
 from ccreid_cli.core.words import plural
-
-
-def _forms(incomplete: str) -> list[str]:
-    return [form for form in ("onnx", "torchscript", "safetensors") if form.startswith(incomplete)]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +35,7 @@ def export(
             "-f",
             help="onnx (pip install 'ccreid\\[onnx]'), torchscript or safetensors.",
             rich_help_panel=opt.OUTPUT,
-            autocompletion=_forms,
+            autocompletion=completing.choices("onnx", "torchscript", "safetensors"),
         ),
     ] = "onnx",
     out: Annotated[
@@ -57,7 +53,7 @@ def export(
         ),
     ] = False,
     force: opt.Force = False,
-    checkpoint: Checkpoint = "last",
+    checkpoint: opt.Checkpoint = "last",
     pooling_type: opt.Pooling = None,
     data_dir: opt.DataDir = None,
     logs_dir: opt.LogsDir = None,

@@ -12,16 +12,14 @@ import typer
 from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, refuse_existing
+from ccreid_cli.core.config import DATA
 
 if TYPE_CHECKING:
     from ccreid_cli.inference.loading import ModelRequest
 
-Checkpoint = Annotated[
-    str, typer.Option("--checkpoint", help="Which checkpoint of a run: last or best.", rich_help_panel=opt.MODEL)
-]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="Stop at images that cannot be read, not skip them.", rich_help_panel=opt.DATA),
+    typer.Option("--strict", help="Stop at images that cannot be read, not skip them.", rich_help_panel=DATA),
 ]
 
 
@@ -52,13 +50,11 @@ def extract(
     ] = Path("features.npz"),
     split: Annotated[
         str | None,
-        typer.Option(
-            "--split", help="train, query or gallery of a dataset. Default: all of it.", rich_help_panel=opt.DATA
-        ),
+        typer.Option("--split", help="train, query or gallery of a dataset. Default: all of it.", rich_help_panel=DATA),
     ] = None,
     force: opt.Force = False,
     strict: Strict = False,
-    checkpoint: Checkpoint = "last",
+    checkpoint: opt.Checkpoint = "last",
     pooling_type: opt.Pooling = None,
     data_dir: opt.DataDir = None,
     logs_dir: opt.LogsDir = None,
@@ -129,7 +125,7 @@ def search(
         typer.Option(
             "--gallery",
             "-g",
-            rich_help_panel=opt.DATA,
+            rich_help_panel=DATA,
             help="Where to search: a folder of images, a feature file of `ccreid extract`, or a dataset (its gallery).",
             autocompletion=completing.datasets,
         ),
@@ -144,7 +140,7 @@ def search(
     ] = None,
     force: opt.Force = False,
     strict: Strict = False,
-    checkpoint: Checkpoint = "last",
+    checkpoint: opt.Checkpoint = "last",
     pooling_type: opt.Pooling = None,
     data_dir: opt.DataDir = None,
     logs_dir: opt.LogsDir = None,
@@ -221,7 +217,7 @@ def model_request(resume: str | None, checkpoint: str, pooling_type: str | None)
     """Return which network the command line means.
 
     Raises:
-        UsageError: None is named, or `checkpoint` is not known.
+        UsageError: None is named.
     """
     from ccreid_cli.core.errors import UsageError
     from ccreid_cli.inference.loading import ModelRequest
@@ -230,8 +226,6 @@ def model_request(resume: str | None, checkpoint: str, pooling_type: str | None)
         raise UsageError(
             "no trained model is named.", "Name a run or a checkpoint with --resume; see `ccreid runs list`."
         )
-    if checkpoint not in {"last", "best"}:
-        raise UsageError(f'--checkpoint "{checkpoint}" is not known.', "Use last or best.")
     return ModelRequest(resume, checkpoint, pooling_type=pooling_type)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
-from ccreid_cli.cli.common import given, refuse_existing
+from ccreid_cli.cli.common import refuse_existing
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def cluster_features(
+    settings: Annotated[dict[str, Any], opt.settings_of("cluster", "eps", "k1", "k2", "min_samples")],
     file: Annotated[
         Path, typer.Argument(help="An .npz file with `features` (N x D); `ids` (N), if there, only rate the labels.")
     ],
@@ -33,11 +34,6 @@ def cluster_features(
         ),
     ] = None,
     force: opt.Force = False,
-    cluster: opt.Cluster = None,
-    eps: opt.Eps = None,
-    k1: opt.K1 = None,
-    k2: opt.K2 = None,
-    min_samples: opt.MinSamples = None,
     device: opt.Device = None,
     as_json: opt.Json = False,
     progress: opt.ProgressStyle = "auto",
@@ -60,15 +56,14 @@ def cluster_features(
         refuse_existing(force, out)
         if out.exists() and file.exists() and out.samefile(file):
             raise UsageError(f"-o {out} would replace the features by their labels.", "Choose another name.")
-    flags = given(cluster=cluster, eps=eps, k1=k1, k2=k2, min_samples=min_samples)
-    config = validate({**brought_along("cluster", cluster or "dbscan"), **flags}, "settings")
+    config = validate({**brought_along("cluster", settings.get("cluster", "dbscan")), **settings}, "settings")
     check_names(config)
-    settings = ClusterSettings(config.cluster, config.eps, config.k1, config.k2, config.min_samples)
+    cluster_settings = ClusterSettings(config.cluster, config.eps, config.k1, config.k2, config.min_samples)
     arrays = read_features(file, need_ids=False)
     choice = resolve_device(device or "auto")
     start = time.perf_counter()
     found = pseudo_labels(
-        normalize_rows(arrays.features), settings, device=choice.device, reporter=make_reporter(progress)
+        normalize_rows(arrays.features), cluster_settings, device=choice.device, reporter=make_reporter(progress)
     )
     seconds = time.perf_counter() - start
     if out is not None:

@@ -1,34 +1,68 @@
-"""Every option that commands share, once. Defaults named in the help are checked against `core.config` by a test."""
+"""The options that commands share. Those of settings are made from `core.config` and the registries, by `bind`."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ccreid_cli.cli import completing
+from ccreid_cli.core.components import Component
+from ccreid_cli.core.config import DATA, MODEL, RUN, may_change_on_resume, settings
+from ccreid_cli.core.errors import UsageError
+from ccreid_cli.core.setting import SettingField
 
-DATA = "Data"
-BATCHES = "Batches"
-LABELS = "Pseudo-labels"
-MODEL = "Model"
-MEMORY = "Memory"
-OPTIMIZER = "Optimisation"
-RUN = "Run"
 OUTPUT = "Output"
 
-Dataset = Annotated[
-    str | None,
-    typer.Option(
-        "--dataset",
-        "-d",
-        help="Dataset by name (toy, market1501, dukemtmcreid, msmt17, personx, veri, ...), or a path to images of your "
-        "own. Example: -d market1501",
-        rich_help_panel=DATA,
-        autocompletion=completing.datasets,
-    ),
-]
+
+@dataclass(frozen=True)
+class FromSetting:
+    """In a command's annotations: the option of one setting."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class FromSettings:
+    """In a command's annotations: one option for each of several settings; the command gets those that are given."""
+
+    names: Callable[[], Iterable[str]]
+
+
+def settings_of(*names: str) -> FromSettings:
+    """Return the options of the settings `names`, for a command's annotations."""
+    return FromSettings(lambda: names)
+
+
+AllSettings = Annotated[dict[str, Any], FromSettings(settings)]
+SettingsOnResume = Annotated[dict[str, Any], FromSettings(may_change_on_resume)]
+Dataset = Annotated[str | None, FromSetting("dataset")]
+DataDir = Annotated[Path | None, FromSetting("data_dir")]
+LogsDir = Annotated[Path | None, FromSetting("logs_dir")]
+Workers = Annotated[int | None, FromSetting("workers")]
+Height = Annotated[int | None, FromSetting("height")]
+Width = Annotated[int | None, FromSetting("width")]
+Arch = Annotated[str | None, FromSetting("arch")]
+Weights = Annotated[str | None, FromSetting("weights")]
+Pooling = Annotated[str | None, FromSetting("pooling_type")]
+Features = Annotated[int | None, FromSetting("features")]
+Dropout = Annotated[float | None, FromSetting("dropout")]
+Seed = Annotated[int | None, FromSetting("seed")]
+Device = Annotated[str | None, FromSetting("device")]
+Precision = Annotated[str | None, FromSetting("precision")]
+
+
+def _known_checkpoint(name: str) -> str:
+    if name not in {"last", "best"}:
+        raise UsageError(f'--checkpoint "{name}" is not known.', "Use last or best.")
+    return name
+
+
 RecipeName = Annotated[
     str | None,
     typer.Option(
@@ -39,246 +73,9 @@ RecipeName = Annotated[
         autocompletion=completing.recipes,
     ),
 ]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir", help="Folder of the datasets. Default: $CCREID_DATA_DIR, else ./data.", rich_help_panel=DATA
-    ),
-]
-LogsDir = Annotated[
-    Path | None,
-    typer.Option("--logs-dir", help="Folder of the runs. Default: $CCREID_LOGS_DIR, else ./logs.", rich_help_panel=RUN),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        "-j",
-        help="Threads that decode images, once. Default: 4.",
-        rich_help_panel=DATA,
-        show_default=False,
-    ),
-]
-ShardImages = Annotated[
-    bool | None,
-    typer.Option(
-        "--shard-images/--no-shard-images",
-        help="Let each process decode and hold only its share of the images. Default: auto: on with several machines.",
-        rich_help_panel=DATA,
-        show_default=False,
-    ),
-]
-Height = Annotated[
-    int | None,
-    typer.Option(
-        "--height", help="Input height in pixels. Default: 256; veri 224.", rich_help_panel=DATA, show_default=False
-    ),
-]
-Width = Annotated[
-    int | None,
-    typer.Option(
-        "--width", help="Input width in pixels. Default: 128; veri 224.", rich_help_panel=DATA, show_default=False
-    ),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option("--batch-size", "-b", help="Images per step, over all GPUs. Default: 256.", rich_help_panel=BATCHES),
-]
 ExtractBatch = Annotated[
     int | None,
     typer.Option("--batch-size", "-b", help="Images at once. Default: what suits the device.", rich_help_panel=DATA),
-]
-NumInstances = Annotated[
-    int | None,
-    typer.Option("--num-instances", help="Images of each cluster in a batch. Default: 16.", rich_help_panel=BATCHES),
-]
-NoCam = Annotated[
-    bool | None,
-    typer.Option(
-        "--no-cam", help="Draw a cluster's images without regard to cameras. Default: off.", rich_help_panel=BATCHES
-    ),
-]
-Cluster = Annotated[
-    str | None,
-    typer.Option(
-        "--cluster",
-        help="Clusterer: dbscan, or infomap (pip install 'ccreid\\[infomap]'). Default: dbscan.",
-        rich_help_panel=LABELS,
-        autocompletion=completing.clusterers,
-    ),
-]
-Eps = Annotated[
-    float | None,
-    typer.Option(
-        "--eps",
-        help="Largest Jaccard distance between neighbours (dbscan), or smallest similarity (infomap). "
-        "Default: 0.6; infomap 0.5; recipes differ.",
-        rich_help_panel=LABELS,
-    ),
-]
-K1 = Annotated[
-    int | None,
-    typer.Option("--k1", help="Nearest neighbours per image. Default: 30; infomap 15.", rich_help_panel=LABELS),
-]
-K2 = Annotated[
-    int | None,
-    typer.Option(
-        "--k2",
-        help="Neighbours averaged over (dbscan); clusters of at most this size are dropped (infomap). "
-        "Default: 6; infomap 4.",
-        rich_help_panel=LABELS,
-    ),
-]
-MinSamples = Annotated[
-    int | None,
-    typer.Option("--min-samples", help="Neighbours that make a DBSCAN core point. Default: 4.", rich_help_panel=LABELS),
-]
-Arch = Annotated[
-    str | None,
-    typer.Option(
-        "--arch",
-        "-a",
-        help="Backbone: resnet18, 34, 50, 101 or 152, resnet_ibn50a, resnet_ibn101a, mobilenet_v2, efficientnet_b0, "
-        "convnext_tiny. Default: resnet50.",
-        rich_help_panel=MODEL,
-        autocompletion=completing.architectures,
-    ),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        help="Starting weights: imagenet, none, or a file. Default: imagenet.",
-        rich_help_panel=MODEL,
-        autocompletion=completing.starting_weights,
-    ),
-]
-Pooling = Annotated[
-    str | None,
-    typer.Option(
-        "--pooling-type",
-        help="Pooling: gem, avg or max. Default: gem.",
-        rich_help_panel=MODEL,
-        autocompletion=completing.poolings,
-    ),
-]
-Features = Annotated[
-    int | None,
-    typer.Option(
-        "--features",
-        help="Size of a linear embedding after the pooling; 0 for none. Default: 0.",
-        rich_help_panel=MODEL,
-    ),
-]
-Dropout = Annotated[
-    float | None,
-    typer.Option("--dropout", help="Dropout of the feature while training, 0 to 1. Default: 0.", rich_help_panel=MODEL),
-]
-SamplesPerBn = Annotated[
-    int | None,
-    typer.Option(
-        "--samples-per-bn",
-        help="Images that share batch-norm statistics, whatever the number of GPUs. Default: 64.",
-        rich_help_panel=MODEL,
-    ),
-]
-Momentum = Annotated[
-    float | None,
-    typer.Option(
-        "--momentum", help="Share of the old centroid kept in an update, 0 to 1. Default: 0.1.", rich_help_panel=MEMORY
-    ),
-]
-Temp = Annotated[
-    float | None,
-    typer.Option("--temp", help="Temperature of the contrastive loss. Default: 0.05.", rich_help_panel=MEMORY),
-]
-UseHard = Annotated[
-    bool | None,
-    typer.Option(
-        "--use-hard",
-        help="Update a centroid with its least similar image of the batch, not with all. Default: off.",
-        rich_help_panel=MEMORY,
-    ),
-]
-LearningRate = Annotated[
-    float | None,
-    typer.Option("--lr", help="Learning rate of Adam. Default: 0.00035.", rich_help_panel=OPTIMIZER),
-]
-WeightDecay = Annotated[
-    float | None, typer.Option("--weight-decay", help="Weight decay. Default: 0.0005.", rich_help_panel=OPTIMIZER)
-]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs. Default: 50.", rich_help_panel=OPTIMIZER)]
-Iters = Annotated[int | None, typer.Option("--iters", help="Steps per epoch. Default: 200.", rich_help_panel=OPTIMIZER)]
-StepSize = Annotated[
-    int | None,
-    typer.Option(
-        "--step-size",
-        help="Epochs after which the learning rate falls to a tenth. Default: 20.",
-        rich_help_panel=OPTIMIZER,
-    ),
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random. Default: 1.", rich_help_panel=RUN)]
-EvalStep = Annotated[
-    int | None, typer.Option("--eval-step", help="Epochs between evaluations. Default: 10.", rich_help_panel=RUN)
-]
-PrintFreq = Annotated[
-    int | None, typer.Option("--print-freq", help="Steps between shown losses. Default: 10.", rich_help_panel=RUN)
-]
-SaveEvery = Annotated[
-    int | None,
-    typer.Option(
-        "--save-every",
-        help="Also save within an epoch, every N steps; 0 saves after epochs only. Default: 0.",
-        rich_help_panel=RUN,
-    ),
-]
-Keep = Annotated[
-    int | None,
-    typer.Option("--keep", help="Newest checkpoints to keep beside best. Default: 2.", rich_help_panel=RUN),
-]
-RunName = Annotated[
-    str | None,
-    typer.Option("--name", help="Name of the run's folder. Default: dataset-arch-time.", rich_help_panel=RUN),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        help="auto, cpu, cuda, cuda:N or mps. Default: auto: the freest GPU, else the CPU.",
-        rich_help_panel=RUN,
-        autocompletion=completing.devices,
-    ),
-]
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        help="fp32, bf16, or auto: the faster one here, as a short trial finds. Default: auto.",
-        rich_help_panel=RUN,
-        autocompletion=completing.precisions,
-    ),
-]
-Deterministic = Annotated[
-    bool | None,
-    typer.Option(
-        "--deterministic",
-        help="The same bits in every run on one GPU, a little slower. Default: off.",
-        rich_help_panel=RUN,
-    ),
-]
-Tensorboard = Annotated[
-    bool | None,
-    typer.Option(
-        "--tensorboard",
-        help="Also write TensorBoard event files (pip install 'ccreid\\[tensorboard]'). Default: off.",
-        rich_help_panel=RUN,
-    ),
-]
-Wandb = Annotated[
-    bool | None,
-    typer.Option(
-        "--wandb", help="Also log to Weights & Biases, through its own package. Default: off.", rich_help_panel=RUN
-    ),
 ]
 Report = Annotated[
     bool,
@@ -323,6 +120,98 @@ Checkpoint = Annotated[
         help="Which checkpoint of a run: last or best.",
         rich_help_panel=MODEL,
         autocompletion=completing.checkpoints,
+        callback=_known_checkpoint,
     ),
 ]
 Rerank = Annotated[bool, typer.Option("--rerank", help="Score k-reciprocal re-ranked distances.", rich_help_panel=DATA)]
+
+
+def bind(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command as Typer takes it: every `FromSetting` and `FromSettings` replaced by options.
+
+    The options are made anew at each call, so that they show the rows that the registries have now.
+    """
+    command = inspect.unwrap(command)
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, list[SettingField]] = {}
+    parameters = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        marks = [
+            mark for mark in getattr(hints[name], "__metadata__", ()) if isinstance(mark, FromSetting | FromSettings)
+        ]
+        annotation = hints[name]
+        for mark in marks:
+            if isinstance(mark, FromSettings):
+                groups[name] = [settings()[setting] for setting in mark.names()]
+            else:
+                annotation = _annotation(settings()[mark.name])
+        if name in groups:
+            parameters += [_parameter(field.name, _annotation(field), None) for field in groups[name]]
+        else:
+            parameters.append(_parameter(name, annotation, parameter.default))
+
+    @wraps(command)
+    def bound(**given: Any) -> Any:
+        for name, group in groups.items():
+            values = {field: given.pop(field.name) for field in group}
+            given[name] = {
+                field.name: not value if field.setting.inverted else value
+                for field, value in values.items()
+                if value is not None
+            }
+        return command(**given)
+
+    bound.__dict__["__signature__"] = inspect.Signature(parameters)
+    bound.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return bound
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _annotation(field: SettingField) -> Any:
+    setting = field.setting
+    option = typer.Option(
+        *filter(None, [field.option, setting.short]),
+        help=setting_help(field),
+        rich_help_panel=setting.panel,
+        autocompletion=completing.of_setting(field),
+    )
+    return Annotated[field.kind | None, option]
+
+
+def setting_help(field: SettingField) -> str:
+    """Return what the option of a setting does, the names that it takes and its default."""
+    from ccreid_cli.engine.settings import REGISTRIES
+
+    rows = REGISTRIES.get(field.name, {})
+    text = field.setting.help.replace("{names}", ", ".join(_name_of(name, row) for name, row in rows.items()))
+    default = field.setting.default.replace("{}", "; ".join([_shown_default(field), *_defaults_of_rows(field)]))
+    return f"{text} Default: {default}." if default else text
+
+
+def _name_of(name: str, row: object) -> str:
+    needs = row.needs if isinstance(row, Component) else None
+    return f"{name} (pip install 'ccreid[{needs[1]}]')" if needs else name
+
+
+def _shown_default(field: SettingField) -> str:
+    if field.setting.environment:
+        return f"${field.setting.environment}, else ./{field.default}"
+    return _shown(field.default != field.setting.inverted if isinstance(field.default, bool) else field.default)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _defaults_of_rows(field: SettingField) -> list[str]:
+    """Return the default that a row of a registry brings along, where it is another one: "infomap 0.5"."""
+    from ccreid_cli.engine.settings import REGISTRIES
+
+    rows = [item for registry in REGISTRIES.values() for item in registry.items() if isinstance(item[1], Component)]
+    values = [(name, row.defaults.get(field.name, field.default)) for name, row in rows]
+    return [f"{name} {_shown(value)}" for name, value in values if value != field.default]

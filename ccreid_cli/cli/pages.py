@@ -7,12 +7,13 @@ a Markdown parser, a third of the time that `ccreid --help` would take.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ccreid_cli.cli import output
+from ccreid_cli.cli.options import bind
 from ccreid_cli.core.errors import UsageError
 
 PANELS = ("Main", "Use a model", "Data and weights", "Runs", "Features", "System")
@@ -59,8 +60,7 @@ def use_pages(app: typer.Typer) -> None:
     for command in app.registered_commands:
         command.cls = PageCommand
         if command.callback is not None:
-            # Typer evaluates the texts of annotations four times; once is enough, and `--help` starts sooner.
-            command.callback.__annotations__ = get_type_hints(command.callback, include_extras=True)
+            command.callback = bind(command.callback)
     for group in app.registered_groups:
         group.cls = PageGroup
         if group.typer_instance is not None:

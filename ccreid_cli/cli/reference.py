@@ -12,7 +12,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from ccreid_cli.cli.app import app
+from ccreid_cli.cli.app import build_app
 from ccreid_cli.cli.pages import first_sentence, names_of, paragraphs, text_of, usage_of
 
 BEGIN, END = "<!-- reference:begin -->", "<!-- reference:end -->"
@@ -31,7 +31,7 @@ def commands(command: Any, path: str = "ccreid") -> Iterator[tuple[str, Any]]:
 
 def reference() -> str:
     """Return the reference: for each command what it does, how it is called, and a table of its options."""
-    sections = [_section(path, command) for path, command in commands(get_command(app))]
+    sections = [_section(path, command) for path, command in commands(get_command(build_app()))]
     return "\n\n".join(sections)
 
 

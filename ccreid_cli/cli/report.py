@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
-from ccreid_cli.cli import output
 from ccreid_cli.cli.common import logs_dir_or_default, named_data_dir, refuse_existing
 
 
@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def report(
     run: Annotated[
-        str, typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=opt.completing.runs)
+        str, typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=completing.runs)
     ],
     out: Annotated[
         Path | None,
@@ -27,12 +27,7 @@ def report(
             "--output", "-o", help="The HTML file. Default: report.html in the run.", rich_help_panel=opt.OUTPUT
         ),
     ] = None,
-    checkpoint: Annotated[
-        str,
-        typer.Option(
-            "--checkpoint", help="Whose rankings and clusters to show: last or best.", rich_help_panel=opt.MODEL
-        ),
-    ] = "last",
+    checkpoint: opt.Checkpoint = "last",
     no_images: Annotated[
         bool,
         typer.Option(
@@ -55,12 +50,9 @@ def report(
     Examples: `ccreid report logs/RUN`, `ccreid report RUN -o report.html --no-images`.
     """
     from ccreid_cli.cli.progress import make_reporter
-    from ccreid_cli.core.errors import UsageError
     from ccreid_cli.engine.run_folder import find_run
     from ccreid_cli.report.gather import FILE_NAME, write_report
 
-    if checkpoint not in {"last", "best"}:
-        raise UsageError(f'--checkpoint "{checkpoint}" is not known.', "Use last or best.")
     folder = find_run(run, logs_dir_or_default(logs_dir))
     # The run's own report is made anew as the run goes on.
     if out is not None and out.resolve() != (folder.path / FILE_NAME).resolve():

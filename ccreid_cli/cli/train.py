@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ccreid_cli.cli import completing, output
 from ccreid_cli.cli import options as opt
-from ccreid_cli.cli import output
-from ccreid_cli.cli.common import given, logs_dir_or_default, refuse_file, show_dataset
+from ccreid_cli.cli.common import logs_dir_or_default, refuse_file, show_dataset
+from ccreid_cli.core.config import MODEL, RUN
 from ccreid_cli.machine.ranks import is_main_process
 
 if TYPE_CHECKING:
@@ -27,67 +28,28 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    dataset: opt.Dataset = None,
+    settings: opt.AllSettings,
     recipe: opt.RecipeName = None,
-    data_dir: opt.DataDir = None,
-    height: opt.Height = None,
-    width: opt.Width = None,
-    workers: opt.Workers = None,
-    shard_images: opt.ShardImages = None,
-    arch: opt.Arch = None,
-    weights: opt.Weights = None,
     init_from: Annotated[
         str | None,
         typer.Option(
             "--init-from",
             help="Start from the weights of a run or checkpoint, as a new run. Example: --init-from logs/RUN",
-            rich_help_panel=opt.MODEL,
-            autocompletion=opt.completing.runs,
+            rich_help_panel=MODEL,
+            autocompletion=completing.runs,
         ),
     ] = None,
-    pooling_type: opt.Pooling = None,
-    features: opt.Features = None,
-    dropout: opt.Dropout = None,
-    samples_per_bn: opt.SamplesPerBn = None,
-    batch_size: opt.BatchSize = None,
-    num_instances: opt.NumInstances = None,
-    no_cam: opt.NoCam = None,
-    cluster: opt.Cluster = None,
-    eps: opt.Eps = None,
-    k1: opt.K1 = None,
-    k2: opt.K2 = None,
-    min_samples: opt.MinSamples = None,
-    momentum: opt.Momentum = None,
-    temp: opt.Temp = None,
-    use_hard: opt.UseHard = None,
-    lr: opt.LearningRate = None,
-    weight_decay: opt.WeightDecay = None,
-    epochs: opt.Epochs = None,
-    iters: opt.Iters = None,
-    step_size: opt.StepSize = None,
-    name: opt.RunName = None,
-    logs_dir: opt.LogsDir = None,
-    seed: opt.Seed = None,
-    eval_step: opt.EvalStep = None,
-    print_freq: opt.PrintFreq = None,
-    save_every: opt.SaveEvery = None,
-    keep: opt.Keep = None,
-    device: opt.Device = None,
     gpus: opt.Gpus = None,
     timeout: opt.Timeout = 600.0,
-    precision: opt.Precision = None,
-    deterministic: opt.Deterministic = None,
     resume_run: Annotated[
         str | None,
         typer.Option(
             "--resume",
             help="Go on with this run instead; as `ccreid resume`.",
-            rich_help_panel=opt.RUN,
-            autocompletion=opt.completing.runs,
+            rich_help_panel=RUN,
+            autocompletion=completing.runs,
         ),
     ] = None,
-    tensorboard: opt.Tensorboard = None,
-    wandb: opt.Wandb = None,
     report: opt.Report = True,
     dry_run: Annotated[
         bool,
@@ -104,56 +66,14 @@ def train(
 
     Examples: `ccreid train -d toy`, `ccreid train -d market1501 -a resnet_ibn50a --iters 400 --use-hard`.
     """
-    flags = given(
-        dataset=dataset,
-        data_dir=data_dir,
-        height=height,
-        width=width,
-        workers=workers,
-        shard_images=shard_images,
-        arch=arch,
-        weights=weights,
-        pooling_type=pooling_type,
-        features=features,
-        dropout=dropout,
-        samples_per_bn=samples_per_bn,
-        batch_size=batch_size,
-        num_instances=num_instances,
-        use_cameras=None if no_cam is None else not no_cam,
-        cluster=cluster,
-        eps=eps,
-        k1=k1,
-        k2=k2,
-        min_samples=min_samples,
-        momentum=momentum,
-        temp=temp,
-        use_hard=use_hard,
-        lr=lr,
-        weight_decay=weight_decay,
-        epochs=epochs,
-        iters=iters,
-        step_size=step_size,
-        name=name,
-        logs_dir=logs_dir,
-        seed=seed,
-        eval_step=eval_step,
-        print_freq=print_freq,
-        save_every=save_every,
-        keep=keep,
-        device=device,
-        precision=precision,
-        deterministic=deterministic,
-        tensorboard=tensorboard,
-        wandb=wandb,
-    )
     if resume_run is not None:
-        _resume(resume_run, flags, gpus, timeout, report, as_json, progress)
+        _resume(resume_run, settings, gpus, timeout, report, as_json, progress)
         return
     from ccreid_cli.engine.settings import resolve_config
 
     if init_from is not None:
-        flags["weights"] = _weights_of(init_from, logs_dir)
-    resolved = resolve_config(flags, os.environ, recipe)
+        settings["weights"] = _weights_of(init_from, settings.get("logs_dir"))
+    resolved = resolve_config(settings, os.environ, recipe)
     refuse_file(resolved.config.data_dir)
     if dry_run:
         _show_settings(resolved, as_json)
@@ -170,22 +90,11 @@ def train(
 
 def resume(
     run: Annotated[
-        str, typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=opt.completing.runs)
+        str, typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=completing.runs)
     ],
-    epochs: opt.Epochs = None,
-    data_dir: opt.DataDir = None,
-    logs_dir: opt.LogsDir = None,
-    workers: opt.Workers = None,
-    shard_images: opt.ShardImages = None,
-    eval_step: opt.EvalStep = None,
-    print_freq: opt.PrintFreq = None,
-    save_every: opt.SaveEvery = None,
-    keep: opt.Keep = None,
-    device: opt.Device = None,
+    settings: opt.SettingsOnResume,
     gpus: opt.Gpus = None,
     timeout: opt.Timeout = 600.0,
-    tensorboard: opt.Tensorboard = None,
-    wandb: opt.Wandb = None,
     report: opt.Report = True,
     as_json: opt.Json = False,
     progress: opt.ProgressStyle = "auto",
@@ -196,21 +105,7 @@ def resume(
 
     Example: `ccreid resume market1501-resnet50-20260101-120000 --epochs 60`.
     """
-    flags = given(
-        epochs=epochs,
-        data_dir=data_dir,
-        logs_dir=logs_dir,
-        workers=workers,
-        shard_images=shard_images,
-        eval_step=eval_step,
-        print_freq=print_freq,
-        save_every=save_every,
-        keep=keep,
-        device=device,
-        tensorboard=tensorboard,
-        wandb=wandb,
-    )
-    _resume(run, flags, gpus, timeout, report, as_json, progress)
+    _resume(run, settings, gpus, timeout, report, as_json, progress)
 
 
 def recipes(as_json: opt.Json = False) -> None:

@@ -48,7 +48,7 @@ def fetch(
         list[str],
         typer.Argument(
             help="Architectures, or all. Example: resnet50 resnet_ibn50a",
-            autocompletion=completing.architectures_or_all,
+            autocompletion=completing.rows("arch", "all"),
         ),
     ],
     as_json: opt.Json = False,
@@ -92,7 +92,7 @@ def convert(
         typer.Option(
             "--to",
             help="The form: official, safetensors or torchvision (backbone only).",
-            autocompletion=completing.weight_forms,
+            autocompletion=completing.choices("official", "safetensors", "torchvision"),
         ),
     ],
     out: Annotated[

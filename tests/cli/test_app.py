@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ccreid_cli import __main__, __version__
-from ccreid_cli.cli.app import EXIT_CODES, app, exit_code_of
+from ccreid_cli.cli.app import EXIT_CODES, build_app, exit_code_of
 from ccreid_cli.core.errors import (
     CcreidError,
     CheckpointError,
@@ -274,7 +274,7 @@ def test_every_reporting_command_is_asked_for_json() -> None:
     elsewhere = {"data fetch", "cluster", "score", "extract", "search", "export", "report", "weights fetch", "bench"}
     with_json = {
         path.removeprefix("ccreid ")
-        for path, command in commands(get_command(app))
+        for path, command in commands(get_command(build_app()))
         if any("--json" in parameter.opts for parameter in command.params)
     }
     here = {

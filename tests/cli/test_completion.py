@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from ccreid_cli.cli import completing
 from ccreid_cli.cli.answering import offers, unquote
-from ccreid_cli.cli.app import app
+from ccreid_cli.cli.app import build_app
 from ccreid_cli.cli.completion import FILE_NAMES, SCRIPTS
 from ccreid_cli.cli.progress import STYLES
 from ccreid_cli.core.recipes import recipe_names
@@ -71,7 +71,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _offered(*words: str) -> list[str]:
-    return [value for value, _ in offers(get_command(app), words[:-1], words[-1])]
+    return [value for value, _ in offers(get_command(build_app()), words[:-1], words[-1])]
 
 
 @pytest.mark.usefixtures("folder")
@@ -119,7 +119,7 @@ def test_offers(words: list[str], expected: list[str]) -> None:
 
 
 def test_options_are_explained() -> None:
-    found = dict(offers(get_command(app), ["train"], "--"))
+    found = dict(offers(get_command(build_app()), ["train"], "--"))
     assert found["--iters"].startswith("Steps per epoch")
     assert all(found.values())
     assert not any("\n" in text or "\\[" in text for text in found.values())

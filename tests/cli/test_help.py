@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from ccreid_cli.cli.app import app
+from ccreid_cli.cli.app import build_app
 from ccreid_cli.cli.pages import PANELS, first_sentence, text_of
 from ccreid_cli.cli.reference import commands
 
 from .conftest import Cli
 
-ROOT = get_command(app)
+ROOT = get_command(build_app())
 COMMANDS = dict(commands(ROOT))
 OPTIONS = [
     pytest.param(path, parameter, id=f"{path} {parameter.opts[0]}")

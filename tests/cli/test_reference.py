@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from ccreid_cli.cli.app import app
+from ccreid_cli.cli.app import build_app
 from ccreid_cli.cli.reference import BEGIN, END, commands, put_between, reference
 
 README = Path(__file__).parents[2] / "README.md"
@@ -20,7 +20,7 @@ def test_readme_is_current() -> None:
 
 def test_every_command_and_option_is_in_it() -> None:
     text = reference()
-    for path, command in commands(get_command(app)):
+    for path, command in commands(get_command(build_app())):
         section = text.partition(f"<summary><code>{path}</code>:")[2].partition("</details>")[0]
         assert section, path
         for parameter in command.params:
