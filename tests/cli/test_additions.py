@@ -1,4 +1,4 @@
-"""What `.github/CONTRIBUTING.md` says about additions: one row, file or field is seen in help, completion and training."""
+"""What CONTRIBUTING.md says about additions: one row, file or field is seen in help, completion and training."""
 
 from __future__ import annotations
 

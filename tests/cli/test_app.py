@@ -102,7 +102,7 @@ def test_debug_shows_where(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         (["train", "-d", "toy", "--epoch", "3"], 2, "--epochs"),
         (["train", "-d", "toy", "--epochs", "many"], 2, "--epochs"),
         (["train", "-d", "toy", "--epochs", "0"], 2, "epochs"),
-        (["train", "-d", "toy", "--pooling-type", "mean"], 2, "pooling_type"),
+        (["train", "-d", "toy", "--pooling-type", "mean"], 2, "gem, avg, max"),
         (["train", "-d", "toy", "--num-instances", "512"], 2, "--num-instances 512"),
         (["trian"], 2, "train"),
         (["train", "-d", "toy", "--eps-gap", "0.02"], 2, "--eps-gap"),

@@ -14,34 +14,26 @@ import pytest
 from shells import TAB, Shell, make_command
 from typer.main import get_command
 
-from ccreid_cli.cli import completing
 from ccreid_cli.cli.answering import offers, unquote
 from ccreid_cli.cli.app import build_app
 from ccreid_cli.cli.completion import FILE_NAMES, SCRIPTS
 from ccreid_cli.cli.progress import STYLES
-from ccreid_cli.core.recipes import recipe_names
 
 from .conftest import Cli
 
 COMPLETIONS = Path(__file__).parents[2] / "completions"
 
 
-def test_lists_are_those_of_the_registries() -> None:
+def test_fixed_choices_are_those_of_the_modules_that_take_them() -> None:
     from ccreid_cli.bench.run import STAGES
-    from ccreid_cli.data.catalog import CATALOG
+    from ccreid_cli.inference.export import SUFFIXES
     from ccreid_cli.models.file_forms import EXPORT_SUFFIXES
-    from ccreid_cli.models.registry import BACKBONES, POOLINGS
-    from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
-    assert set(completing.DATASETS) == set(CATALOG)
-    assert set(completing.ARCHITECTURES) == set(BACKBONES)
-    assert set(completing.CLUSTERERS) == set(CLUSTERERS)
-    assert set(completing.POOLINGS) == set(POOLINGS)
-    assert set(completing.WEIGHT_FORMS) == set(EXPORT_SUFFIXES)
-    assert set(completing.SHELLS) == set(SCRIPTS)
-    assert tuple(STAGES) == completing.BENCH_STAGES
-    assert completing.PROGRESS_STYLES == STYLES
-    assert sorted(path.stem for path in completing.RECIPES.glob("*.toml")) == recipe_names()
+    assert set(_offered("bench", "")) == {*STAGES, "all"}
+    assert set(_offered("weights", "convert", "run", "--to", "")) == set(EXPORT_SUFFIXES)
+    assert set(_offered("export", "run", "--format", "")) == set(SUFFIXES)
+    assert set(_offered("train", "--progress", "")) == set(STYLES)
+    assert set(_offered("completion", "")) == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("shell", sorted(SCRIPTS))
