@@ -111,7 +111,7 @@ def _method(bench: Bench, num_clusters: int) -> Method:
     random = torch.Generator().manual_seed(config.seed)
     number = max(_LEAST_CLUSTERS, num_clusters)
     rows = torch.nn.functional.normalize(torch.randn(number, bench.model.embedding_dim, generator=random))
-    method = METHODS["cluster-contrast"].load()(bench.model, config)
+    method = METHODS[config.method].load()(bench.model, config)
     method.begin_epoch(0, rows.to(bench.device), torch.arange(number), torch.zeros(number, dtype=torch.int64))
     return method
 

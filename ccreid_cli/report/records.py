@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from ccreid_cli.core.config import TrainConfig, load_recipe, recipe_names
+from ccreid_cli.core.config import TrainConfig
+from ccreid_cli.core.recipes import load_recipe, recipe_names
 from ccreid_cli.engine.run_folder import flatten
 from ccreid_cli.report.content import Results, Score, Setup, Training
 from ccreid_cli.report.numbers import as_mapping, number
@@ -19,7 +21,7 @@ def results(sources: Sources) -> Results | None:
     scores = all_scores(sources)
     last, _ = _evaluations(sources)
     origins = as_mapping(sources.environment.get("sources"))
-    names = sources.config.model_dump()
+    names = asdict(sources.config)
     flags = tuple(name for name in names if origins.get(name) == "flag" and name not in NO_EFFECT_ON_SCORES)
     num_queries = _whole(last.get("num_queries"))
     found = Results(scores, flags, num_queries, _whole(last.get("num_queries_skipped")) or 0)
@@ -41,7 +43,7 @@ def training(sources: Sources) -> Training:
 def setup(sources: Sources) -> Setup:
     """Return the settings and what the run was done with."""
     origins = as_mapping(sources.environment.get("sources"))
-    values = sources.config.model_dump(mode="json")
+    values = sources.config.as_json()
     shown = {name: value for name, value in sources.environment.items() if name not in {"sources", "recipe"}}
     recipe = sources.environment.get("recipe")
     if isinstance(recipe, Mapping):
@@ -69,9 +71,7 @@ def published_scores(config: TrainConfig, environment: Mapping[str, Any]) -> tup
     own = as_mapping(environment.get("recipe"))
     recipes = {name: load_recipe(name) for name in recipe_names()}
     found: dict[str, Mapping[str, Any]] = {
-        name: recipe.about.model_dump()
-        for name, recipe in recipes.items()
-        if recipe.values.get("dataset") == config.dataset
+        name: asdict(recipe.about) for name, recipe in recipes.items() if recipe.values.get("dataset") == config.dataset
     }
     if own.get("name") not in recipes:
         found[str(own.get("name", ""))] = own

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ccreid_cli.data.splits import Record, ReidDataset, Split
+from ccreid_cli.data.records import Record
+from ccreid_cli.data.splits import ReidDataset, Split
 from ccreid_cli.engine.retrieval_scores import evaluate_features
 from ccreid_cli.images.store import ImageStore
 from ccreid_cli.report.choose import MAX_JUNK, choose_clusters, choose_outliers, choose_queries, choose_rankings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
     torch.manual_seed(0)
     model = build_model(spec, weights="none")
     content = {"model": model.state_dict(), "spec": dict(vars(spec)), "preprocess": {"height": 32, "width": 16}}
-    content |= {"config": run.read_config().model_dump_json(), "training": {"epoch": 2}}
+    content |= {"config": run.read_config().to_json(), "training": {"epoch": 2}}
     save_checkpoint(run.checkpoints / "last.pt", content)
     run.write_result({"last": {"epoch": 1, **EVALUATION, **COUNTS}, "best": {"epoch": 0, **EVALUATION, "mAP": 0.625}})
     return run
@@ -134,7 +135,7 @@ def test_images_that_are_gone_cost_only_the_pictures(finished: RunFolder, tmp_pa
     moved = RunFolder(tmp_path / "moved")
     shutil.copytree(finished.path, moved.path)
     config = moved.read_config()
-    moved.write_config(config.model_copy(update={"dataset": str(tmp_path / "nowhere")}))
+    moved.write_config(replace(config, dataset=str(tmp_path / "nowhere")))
     text = write_report(moved, device="cpu").read_text("utf-8")
     assert "nowhere does not exist" in text
     assert "Time per epoch" in text
@@ -146,7 +147,7 @@ def test_bare_crops_show_clusters_only(finished: RunFolder, tmp_path: Path) -> N
         _draw(tmp_path / "crops" / f"shot{shot}.png", 10 * shot)
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished.path, run.path)
-    run.write_config(run.read_config().model_copy(update={"dataset": str(tmp_path / "crops")}))
+    run.write_config(replace(run.read_config(), dataset=str(tmp_path / "crops")))
     run.write_metrics([{"epoch": 0, "loss": 1.0, "num_clusters": 2, "num_outliers": 0, "seconds": {}}])
     (run.path / "result.json").unlink()
     text = write_report(run, device="cpu").read_text("utf-8")
@@ -191,7 +192,7 @@ def test_published_numbers_are_those_of_dataset_and_backbone() -> None:
     ]
     assert published_scores(replace_arch(config, "resnet18"), {}) == ()
     # A recipe for another dataset than the one trained on says nothing about this run.
-    own_images = replace_arch(config.model_copy(update={"dataset": "./mine"}), "resnet50")
+    own_images = replace_arch(replace(config, dataset="./mine"), "resnet50")
     assert (
         published_scores(own_images, {"recipe": {"name": "market1501", "published": {"resnet50": [82.6, 93.0]}}}) == ()
     )
@@ -201,4 +202,4 @@ def test_published_numbers_are_those_of_dataset_and_backbone() -> None:
 
 
 def replace_arch(config: TrainConfig, arch: str) -> TrainConfig:
-    return config.model_copy(update={"arch": arch})
+    return replace(config, arch=arch)
