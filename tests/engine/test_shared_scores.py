@@ -8,7 +8,8 @@ import steps_in_ranks
 import tiny
 import torch
 
-from ccreid_cli.data.splits import Record, ReidDataset, Split, queries_without_match
+from ccreid_cli.data.records import Record
+from ccreid_cli.data.splits import ReidDataset, Split, queries_without_match
 from ccreid_cli.engine.retrieval_scores import evaluate_features
 from ccreid_cli.engine.shared_scores import evaluate_together
 from ccreid_cli.machine.distributed import Group
