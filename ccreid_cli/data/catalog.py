@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ccreid_cli.data.layouts import FolderForm, Form, is_recognised, msmt17_lists, vehicle_id_lists, veri_wild_lists
+from ccreid_cli.data.layouts import FolderLayout, Layout, is_recognised, msmt17_lists, vehicle_id_lists, veri_wild_lists
 from ccreid_cli.data.records import SPLITS
 
 
@@ -53,12 +53,12 @@ class Place:
 
     Attributes:
         folder: Folder below ``<data-dir>/<name>``; empty for that folder itself.
-        form: How the files are laid out.
+        layout: How the files are laid out in it.
         counts: Published train, query and gallery counts, where they differ from the dataset's own.
     """
 
     folder: str
-    form: Form
+    layout: Layout
     counts: tuple[Counts, Counts, Counts] | None = None
 
 
@@ -69,7 +69,7 @@ class DatasetInfo:
     Attributes:
         name: What ``-d`` takes, and the folder below the data directory.
         title: What people call it.
-        places: Folders it may lie in and their forms, the official one first.
+        places: Folders it may lie in and how they are laid out, the official one first.
         cameras: Camera numbers as the files give them; their position is the camera id. None: there are no cameras,
             and each image counts as its own, so that evaluation removes nothing.
         counts: Published counts of train, query and gallery.
@@ -104,9 +104,14 @@ class DatasetInfo:
         """Names of the accepted folders below ``<data-dir>/<name>``, without repeats."""
         return tuple(dict.fromkeys(place.folder for place in self.places))
 
+    @property
+    def parts_text(self) -> str:
+        """What a folder must hold to be taken for the dataset, in words."""
+        return " or ".join(dict.fromkeys(", ".join(place.layout.parts) for place in self.places))
+
     def place_at(self, root: Path) -> Place | None:
         """Return the place whose parts `root` holds, one of that folder name first; None when there is none."""
-        fitting = [place for place in self.places if is_recognised(place.form, root)]
+        fitting = [place for place in self.places if is_recognised(place.layout, root)]
         return next((place for place in fitting if place.folder == root.name), fitting[0] if fitting else None)
 
     def published(self, place: Place) -> dict[str, Counts]:
@@ -114,9 +119,9 @@ class DatasetInfo:
         return dict(zip(SPLITS, place.counts or self.counts, strict=True))
 
 
-_BOXES = FolderForm()
-_VERI_FORM = FolderForm("image_train", "image_query", "image_test")
-_PNG_BOXES = FolderForm(extensions=(".png", ".jpg"))
+_BOXES = FolderLayout()
+_VERI_BOXES = FolderLayout("image_train", "image_query", "image_test")
+_PNG_BOXES = FolderLayout(extensions=(".png", ".jpg"))
 _UNKNOWN = (Counts(None, None), Counts(None, None), Counts(None, None))
 
 BUNDLE_SOURCE = Source("https://virutalbuy-public.oss-cn-hangzhou.aliyuncs.com/share/data.zip")
@@ -202,8 +207,8 @@ _ROWS = (
         title="VeRi-776",
         # Copies of VeRi_with_plate differ by a few training images, and no count of it is published.
         places=(
-            Place("VeRi", _VERI_FORM),
-            Place("VeRi_with_plate", _VERI_FORM, (Counts(None, None), Counts(1_678, 200), Counts(11_579, 200))),
+            Place("VeRi", _VERI_BOXES),
+            Place("VeRi_with_plate", _VERI_BOXES, (Counts(None, None), Counts(1_678, 200), Counts(11_579, 200))),
         ),
         cameras=tuple(range(1, 21)),
         counts=(Counts(37_778, 576), Counts(1_678, 200), Counts(11_579, 200)),

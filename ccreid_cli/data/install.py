@@ -283,7 +283,7 @@ def _sort_out(infos: Sequence[DatasetInfo], data_dir: Path, force: bool) -> tupl
 def _require_accepted(infos: Sequence[DatasetInfo], accepted: bool) -> None:
     if accepted:
         return
-    # Not with the terms themselves: who asks for a dataset has just been shown them.
+    # Without the terms themselves: the command has just shown them.
     titles = ", ".join(info.title for info in infos)
     raise UsageError(f"the terms of {titles} must be accepted first.", "Read them, then add --accept-terms.")
 

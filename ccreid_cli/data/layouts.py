@@ -48,12 +48,12 @@ class Scan:
         return len({record.person_id for record in self.records[split]})
 
 
-class Form(Protocol):
+class Layout(Protocol):
     """One way a dataset lies on disk."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Folders and files that must be in the root, relative to it: what the form is recognised by."""
+        """Folders and files that must be in the root, relative to it: what the layout is recognised by."""
 
     def read(self, root: Path) -> Scan:
         """Read the folder.
@@ -63,9 +63,9 @@ class Form(Protocol):
         """
 
 
-def is_recognised(form: Form, root: Path) -> bool:
-    """Say whether all parts of `form` are in `root`."""
-    return all((root / part).exists() for part in form.parts)
+def is_recognised(layout: Layout, root: Path) -> bool:
+    """Say whether all parts of `layout` are in `root`."""
+    return all((root / part).exists() for part in layout.parts)
 
 
 def list_images(folder: Path, extensions: tuple[str, ...]) -> list[str]:
@@ -79,7 +79,7 @@ def list_images(folder: Path, extensions: tuple[str, ...]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class FolderForm:
+class FolderLayout:
     """One folder per split; identity and camera are in the file name.
 
     Attributes:
@@ -116,7 +116,7 @@ class FolderForm:
 
 
 @dataclass(frozen=True)
-class ListForm:
+class ListLayout:
     """Text files name the images of each split.
 
     Attributes:
@@ -196,10 +196,10 @@ def _read_msmt17(root: Path, train_folder: str, test_folder: str) -> Scan:
     return reader.scan
 
 
-def msmt17_lists(train_folder: str, test_folder: str) -> ListForm:
+def msmt17_lists(train_folder: str, test_folder: str) -> ListLayout:
     """MSMT17 as its authors release it: two image folders and four lists."""
     lists = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
-    return ListForm((train_folder, test_folder, *lists), lambda root: _read_msmt17(root, train_folder, test_folder))
+    return ListLayout((train_folder, test_folder, *lists), lambda root: _read_msmt17(root, train_folder, test_folder))
 
 
 def _read_vehicle_id(root: Path, test_list: str) -> Scan:
@@ -227,10 +227,10 @@ def _read_vehicle_id(root: Path, test_list: str) -> Scan:
     return reader.scan
 
 
-def vehicle_id_lists(test_list: str) -> ListForm:
+def vehicle_id_lists(test_list: str) -> ListLayout:
     """VehicleID (V1.0) with one of its test lists."""
     path = f"train_test_split/{test_list}"
-    return ListForm(("image", "train_test_split/train_list.txt", path), lambda root: _read_vehicle_id(root, path))
+    return ListLayout(("image", "train_test_split/train_list.txt", path), lambda root: _read_vehicle_id(root, path))
 
 
 def _read_veri_wild(root: Path, query_list: str, gallery_list: str) -> Scan:
@@ -258,8 +258,8 @@ def _read_veri_wild(root: Path, query_list: str, gallery_list: str) -> Scan:
     return reader.scan
 
 
-def veri_wild_lists(test_name: str) -> ListForm:
+def veri_wild_lists(test_name: str) -> ListLayout:
     """VERI-Wild with one of its test sets (``test_3000``, ``test_5000``, ``test_10000``)."""
     query, gallery = f"train_test_split/{test_name}_query.txt", f"train_test_split/{test_name}.txt"
     parts = ("images", "train_test_split/train_list.txt", "train_test_split/vehicle_info.txt", query, gallery)
-    return ListForm(parts, lambda root: _read_veri_wild(root, query, gallery))
+    return ListLayout(parts, lambda root: _read_veri_wild(root, query, gallery))

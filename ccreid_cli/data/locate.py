@@ -19,7 +19,7 @@ class Found:
     """A dataset's folder.
 
     Attributes:
-        place: The catalogue's place whose form fits.
+        place: The catalogue's place whose layout fits.
         root: The folder.
         is_official: Whether it is where the official layout has it.
     """
@@ -45,7 +45,7 @@ def find_dataset(info: DatasetInfo, data_dir: Path) -> Found | None:
         data_dir: The data directory.
 
     Returns:
-        The first folder that holds all parts of one of the dataset's forms, or None.
+        The first folder that holds all parts of one of the dataset's layouts, or None.
     """
     for root in _candidates(info, data_dir):
         place = info.place_at(root)
@@ -56,11 +56,9 @@ def find_dataset(info: DatasetInfo, data_dir: Path) -> Found | None:
 
 def missing_error(info: DatasetInfo, data_dir: Path) -> DataError:
     """Say what was expected where, what is there instead, and which command gets the dataset."""
-    parts = " or ".join(dict.fromkeys(", ".join(place.form.parts) for place in info.places))
     places = " or ".join(str(root) for root in official_roots(info, data_dir))
-    message = (
-        f"{info.name} ({info.title}) was not found: expected {places}, with {parts}. {_what_is_there(info, data_dir)}"
-    )
+    expected = f"expected {places}, with {info.parts_text}"
+    message = f"{info.name} ({info.title}) was not found: {expected}. {_what_is_there(info, data_dir)}"
     return DataError(message, how_to_get(info, data_dir))
 
 
@@ -170,7 +168,7 @@ def _most_complete(info: DatasetInfo, data_dir: Path) -> tuple[Path, list[str], 
     best: tuple[Path, list[str], list[str]] | None = None
     for root in _candidates(info, data_dir):
         for place in info.places:
-            present = [part for part in place.form.parts if (root / part).exists()]
+            present = [part for part in place.layout.parts if (root / part).exists()]
             if present and (best is None or len(present) > len(best[1])):
-                best = root, present, [part for part in place.form.parts if part not in present]
+                best = root, present, [part for part in place.layout.parts if part not in present]
     return best

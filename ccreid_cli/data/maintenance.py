@@ -117,8 +117,9 @@ def _recognise(info: DatasetInfo, place: Path) -> Candidate:
             if candidate is not None:
                 return candidate
         level = sorted(child for root in level for child in root.iterdir() if child.is_dir())
-    parts = " or ".join(dict.fromkeys(", ".join(form.form.parts) for form in info.places))
-    raise DataError(f"{place} is not {info.title}: no folder in it has {parts}.", "Give the folder that holds them.")
+    raise DataError(
+        f"{place} is not {info.title}: no folder in it has {info.parts_text}.", "Give the folder that holds them."
+    )
 
 
 def _removable(data_dir: Path) -> Iterator[tuple[Path, str]]:

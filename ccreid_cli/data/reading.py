@@ -113,7 +113,7 @@ def load_dataset(name: str, data_dir: Path, reporter: Reporter) -> ReidDataset:
     if found is None:
         raise missing_error(info, data_dir)
     if not found.is_official:
-        reporter.message(f"{info.name}: taken from {found.root}, which holds {', '.join(found.place.form.parts)}.")
+        reporter.message(f"{info.name}: taken from {found.root}, which holds {', '.join(found.place.layout.parts)}.")
     return read_found(info, found, data_dir, reporter)
 
 
@@ -135,13 +135,13 @@ def read_found(info: DatasetInfo, found: Found, data_dir: Path, reporter: Report
 
 
 def scan_place(place: Place, root: Path) -> Scan:
-    """Read a folder in the form of `place`.
+    """Read a folder as it is laid out at `place`.
 
     Raises:
         DataError: It cannot be read, or a list in it is malformed.
     """
     try:
-        return place.form.read(root)
+        return place.layout.read(root)
     except OSError as error:
         raise DataError(f"{error.filename or root} cannot be read: {error.strerror or error}.") from error
 
@@ -175,7 +175,7 @@ def problems_of(info: DatasetInfo, place: Place, root: Path, scan: Scan) -> list
         Everything that is wrong, the worst kind first; empty for a complete dataset.
     """
     problems = []
-    for name, part in zip(SPLITS, place.form.parts, strict=False):
+    for name, part in zip(SPLITS, place.layout.parts, strict=False):
         if not scan.records[name]:
             where = root / part if (root / part).is_dir() else root
             problems.append(Problem(ProblemKind.EMPTY, f"no {name} image was found in {where}{_kinds_in(where)}."))

@@ -28,7 +28,7 @@ class Candidate:
 
     Attributes:
         info: The dataset it may be.
-        place: The form that fits.
+        place: The catalogue's place whose layout fits.
         root: The folder.
         dataset: What is in it, or None when it cannot be that dataset.
         problems: What differs from the catalogue.
@@ -60,7 +60,7 @@ class Candidate:
 
 
 def examine(info: DatasetInfo, root: Path, trail: str = "") -> Candidate | None:
-    """Compare a folder with the catalogue; None when it has none of the dataset's forms.
+    """Compare a folder with the catalogue; None when it has none of the dataset's layouts.
 
     Args:
         info: The dataset that it may be.
@@ -135,10 +135,9 @@ def choose(info: DatasetInfo, candidates: Sequence[Candidate], archive: Path, *,
     complete = [candidate for candidate in candidates if candidate.is_complete]
     if complete:
         return min(complete, key=lambda one: (not one.is_named, info.places.index(one.place)))
-    parts = " or ".join(dict.fromkeys(", ".join(place.form.parts) for place in info.places))
     if not candidates:
         raise NotInsideError(
-            f"{archive} does not hold {info.title}: no folder in it has {parts}.",
+            f"{archive} does not hold {info.title}: no folder in it has {info.parts_text}.",
             f"Take the archive that the authors give out: {info.homepage}",
         )
     nearest = min(candidates, key=lambda one: (one.dataset is None, not one.is_named, len(one.problems)))

@@ -22,7 +22,7 @@ from ccreid_cli.core.components import Component
 from ccreid_cli.core.config import METHOD, TrainConfig
 from ccreid_cli.core.setting import Setting
 from ccreid_cli.data.catalog import CATALOG, Counts, DatasetInfo, Place, Policy
-from ccreid_cli.data.layouts import FolderForm
+from ccreid_cli.data.layouts import FolderLayout
 from ccreid_cli.engine.run_folder import RunFolder
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.cluster_contrast import ClusterContrast
@@ -61,7 +61,7 @@ def test_dataset(cli: Cli, train: Any, tiny_data: Path, tmp_path: Path, monkeypa
     row = DatasetInfo(
         name="my-city",
         title="My city",
-        places=(Place("", FolderForm()),),
+        places=(Place("", FolderLayout()),),
         cameras=(1, 2),
         counts=(Counts(48, 6), Counts(8, 4), Counts(16, 4)),
         policy=Policy.FREE,

@@ -20,12 +20,11 @@ import pytest
 from ccreid_cli.core.errors import DataError, NetworkError, UsageError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.data import install
-from ccreid_cli.data import replace_folder as placing
 from ccreid_cli.data.catalog import BUNDLE_NAMES, CATALOG, Counts, DatasetInfo, Source
 from ccreid_cli.data.install import install_bundle, install_dataset, lock_of
 from ccreid_cli.data.maintenance import clean, link_dataset
 from ccreid_cli.data.reading import load_dataset
-from ccreid_cli.data.replace_folder import recover_replaced
+from ccreid_cli.data.replace_folder import REPLACED_PREFIX, recover_replaced
 
 Write = Callable[..., Path]
 Row = Callable[..., DatasetInfo]
@@ -103,7 +102,7 @@ def test_among_several_datasets_the_counts_decide(
 
 
 @pytest.mark.parametrize(("folder", "train"), [("MSMT17_V1", "train"), ("MSMT17_V2", "mask_train_v2")])
-def test_the_form_decides_the_folder(
+def test_the_layout_decides_the_folder(
     tmp_path: Path, data_dir: Path, write_images: Write, small: Row, folder: str, train: str
 ) -> None:
     test = train.replace("train", "test")
@@ -201,7 +200,7 @@ def test_what_is_there_is_replaced_by_a_verified_different_one_only(
 @pytest.mark.parametrize("killed_after", [1, 2])
 def test_killed_while_replacing(tree: Path, data_dir: Path, small: Row, write_boxes: Write, killed_after: int) -> None:
     info, home = small(), data_dir / "market1501"
-    aside = write_boxes(home / f"{placing.REPLACED_PREFIX}{FOLDER}")
+    aside = write_boxes(home / f"{REPLACED_PREFIX}{FOLDER}")
     if killed_after == 2:
         shutil.copytree(tree, home / FOLDER)
     recover_replaced(info, data_dir)
@@ -300,15 +299,15 @@ KILLED = """
 import dataclasses, sys, time
 from pathlib import Path
 from ccreid_cli.data import install
-from ccreid_cli.data import recognise as unpacked
+from ccreid_cli.data import recognise
 from ccreid_cli.data.catalog import CATALOG, Counts
 counts = (Counts(3, 2), Counts(2, 2), Counts(3, 3))
-extract = unpacked.extract_archive
+extract = recognise.extract_archive
 def slowly(*args, **kwargs):
     extract(*args, **kwargs)
     print("unpacked", flush=True)
     time.sleep(60)
-unpacked.extract_archive = slowly
+recognise.extract_archive = slowly
 info = dataclasses.replace(CATALOG["market1501"], counts=counts)
 install.install_dataset(info, Path(sys.argv[1]), archive=Path(sys.argv[2]), accepted=True)
 """
@@ -342,7 +341,7 @@ def bundle(
         (inside / name).mkdir(parents=True)
         extra = [f"0100_c3_{index}.jpg" for index in range(number)]
         root = tmp_path / "trees" / place.folder
-        for part in place.form.parts:
+        for part in place.layout.parts:
             write_images(root / part, [f"{10 if 'train' in part else 20:04}_c3_{name}.jpg", *extra])
         pack(root, inside / name / (f"{place.folder}.zip" if number % 2 else f"{place.folder}.tar.gz"), f"{name}/x/")
         ids = 1 + bool(extra)

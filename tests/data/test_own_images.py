@@ -1,4 +1,4 @@
-"""A user's own images, in every form."""
+"""A user's own images, in every layout."""
 
 from __future__ import annotations
 
