@@ -402,8 +402,10 @@ def test_what_fails_its_checks_is_tried_twice_and_leaves_nothing(payload: bytes,
 def test_a_wrong_size_is_refused_before_anything_is_stored(payload: bytes, target: Path) -> None:
     with serving(good(payload)) as server, pytest.raises(NetworkError, match="of 200,000 bytes instead of 199,999"):
         fetch(server.url(), target, expected_size=199_999)
-    with serving(chunked(payload)) as server, pytest.raises(NetworkError, match="more than the 1,000 bytes"):
-        fetch(server.url(), target, expected_size=1000, retries=0)
+    with serving(chunked(bytes(30_000_000))) as server:
+        with pytest.raises(NetworkError, match="more than the 1,000 bytes"):
+            fetch(server.url(), target, expected_size=1000, retries=0)
+        assert server.sent_bytes < 30_000_000  # it was left as soon as it was too long
     assert list(target.parent.iterdir()) == []
 
 
