@@ -1,4 +1,7 @@
-"""Fixtures shared by all tests: the shared folder, a dataset of a moment and what an undisturbed run on it gives."""
+"""Fixtures shared by all tests: the shared folder, a dataset of a moment and what an undisturbed run on it gives.
+
+PyTorch is imported where a fixture needs it: most folders of tests do without it, and start a few seconds sooner.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-import torch
-
-from ccreid_cli.models.registry import BACKBONES
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -55,23 +54,6 @@ def no_room() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# Importing `tiny` registers its network, for the processes that tests start. Here it is there except for tests that
-# hold lists of the backbones against each other.
-TINY = BACKBONES.pop("tiny")
-WITHOUT_TINY = {"cli", "core", "models"}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.path.parent.name not in WITHOUT_TINY:
-        BACKBONES["tiny"] = TINY
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    BACKBONES.pop("tiny", None)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the long tests out unless they are asked for: ``CCREID_LONG=1 pytest -m long``."""
     if os.environ.get("CCREID_LONG") == "1":
@@ -83,12 +65,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tiny
+
     return tiny.make_dataset(tmp_path_factory.mktemp("tiny") / "market")
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The outcome, with the loss of every step, of a run that nothing stopped."""
+    import tiny
+    import torch
+
     logs = tmp_path_factory.mktemp("undisturbed")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -101,6 +88,8 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Sums in the same order as in a process that was told to use one thread."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -110,6 +99,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def market_mini(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """Settings of a short run on a part of Market-1501, and the logs folder of such a run that nothing stopped."""
+    import tiny
+
     archive = shared / "data" / "market-mini.zip"
     if not archive.is_file():
         pytest.skip("the archive of market-mini is not in the shared folder")

@@ -8,6 +8,7 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.words import plural
 from ccreid_cli.method.sampling import batches_are_short
 from ccreid_cli.pseudo_labels.pipeline import PseudoLabels
+from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
 
 def check_clusters(found: PseudoLabels, epoch: int, config: TrainConfig, reporter: Reporter) -> None:
@@ -28,9 +29,8 @@ def check_clusters(found: PseudoLabels, epoch: int, config: TrainConfig, reporte
 def _nothing_to_tell_apart(found: PseudoLabels, epoch: int, config: TrainConfig) -> DataError:
     num_images = len(found.labels)
     clusters = "no cluster" if found.num_clusters == 0 else "a single cluster"
-    advice = "larger" if found.num_outliers > num_images // 2 else "smaller"
-    if config.cluster == "infomap":
-        advice = {"larger": "smaller", "smaller": "larger"}[advice]  # there eps is a similarity
+    too_few_join = found.num_outliers > num_images // 2
+    advice = "larger" if too_few_join == CLUSTERERS[config.cluster].larger_eps_joins_more else "smaller"
     return DataError(
         f"epoch {epoch + 1}: {clusters} among {plural(num_images, 'image')} "
         f"({plural(found.num_outliers, 'outlier')}) at --eps {config.eps:g}; there is nothing to tell apart.",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ccreid_cli.core.components import Component, find_row
+from ccreid_cli.core.components import Component, find_row, require
 from ccreid_cli.core.config import TrainConfig, settings, validate
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.data.catalog import CATALOG
@@ -107,3 +107,15 @@ def check_names(config: TrainConfig) -> None:
         setting = settings()[name].setting
         if not setting.besides:
             find_row(registry, str(setting.names), getattr(config, name))
+
+
+def check_packages(config: TrainConfig) -> None:
+    """Check that the optional packages of what the settings name are installed.
+
+    Raises:
+        UsageError: One is not.
+    """
+    for name, registry in REGISTRIES.items():
+        row = registry.get(getattr(config, name))
+        if isinstance(row, Component) and row.needs:
+            require(*row.needs)

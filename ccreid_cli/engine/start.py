@@ -25,7 +25,7 @@ from ccreid_cli.engine.metric_writers import require_writers
 from ccreid_cli.engine.micro_batches import share_chunks
 from ccreid_cli.engine.recovery import recover
 from ccreid_cli.engine.run_folder import RunFolder, default_name, describe_environment
-from ccreid_cli.engine.settings import ResolvedConfig, check_names
+from ccreid_cli.engine.settings import ResolvedConfig, check_names, check_packages
 from ccreid_cli.engine.trainer import Trainer
 from ccreid_cli.images.opening import image_settings, is_sharded, keep_on_device, open_paths
 from ccreid_cli.machine.device import (
@@ -42,7 +42,6 @@ from ccreid_cli.machine.signals import stop_on_signals
 from ccreid_cli.method.registry import METHODS
 from ccreid_cli.models.placing import place, probe_precision
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
-from ccreid_cli.pseudo_labels.clustering import require_infomap
 
 DatasetHook = Callable[[ReidDataset], None]
 
@@ -197,10 +196,9 @@ def _with_places(config: TrainConfig) -> TrainConfig:
 def _refuse_impossible(config: TrainConfig) -> None:
     """Refuse early, before anything is downloaded or decoded, what would be refused later."""
     check_names(config)
+    check_packages(config)
     if config.name is not None and (config.name in {"", ".", ".."} or any(part in config.name for part in "/\\\0")):
         raise UsageError(f'--name "{config.name}" is no name of a folder.', "Use --logs-dir for where it lies.")
-    if config.cluster == "infomap":
-        require_infomap()
     share_chunks(config.batch_size, config.samples_per_bn, launched_world())
     cluster_settings(config)
     require_writers(config.tensorboard, config.wandb)

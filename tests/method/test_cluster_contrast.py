@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from ccreid_cli.core.config import TrainConfig
@@ -18,6 +19,7 @@ from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 @pytest.fixture
 def model() -> ReidNet:
     torch.manual_seed(0)
+    assert tiny.TinyNet  # its import registers the network
     return ReidNet(ModelSpec("tiny"))
 
 

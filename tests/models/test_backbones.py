@@ -9,11 +9,12 @@ from ccreid_cli.core.errors import UsageError
 from ccreid_cli.models.backbones import InstanceBatchNorm, backbone_shapes, build_backbone
 from ccreid_cli.models.registry import BACKBONES
 
-RESNETS = [arch for arch in BACKBONES if arch.startswith("resnet")]
-TORCHVISION = [arch for arch in BACKBONES if "ibn" not in arch]
+SHIPPED = [arch for arch in BACKBONES if arch != "tiny"]
+RESNETS = [arch for arch in SHIPPED if arch.startswith("resnet")]
+TORCHVISION = [arch for arch in SHIPPED if "ibn" not in arch]
 
 
-@pytest.mark.parametrize("arch", BACKBONES)
+@pytest.mark.parametrize("arch", SHIPPED)
 def test_maps_have_the_promised_channels_and_stride(arch: str) -> None:
     with torch.device("meta"):
         backbone = BACKBONES[arch].load()()
