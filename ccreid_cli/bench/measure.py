@@ -18,8 +18,10 @@ from ccreid_cli.machine.host_memory import return_freed_memory
 from ccreid_cli.machine.stopwatch import synchronize
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_COPIED_BYTES = 256 << 20
-_PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
+COPIED_BYTES = 256 << 20
+PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the matrices that a product is measured with, by kind of device."""
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -96,14 +98,12 @@ class Measurement:
     Attributes:
         seconds: Median over the runs after the first, which warms up; of the first where it alone used up the budget.
         peak_bytes: Peak memory of the first run above what was in use before; None where not known.
-        runs: How often the action ran.
         value: Result of the last run.
         value_seconds: Seconds and result of every counted run.
     """
 
     seconds: float
     peak_bytes: int | None
-    runs: int
     value: Any
     value_seconds: list[tuple[float, Any]] = field(default_factory=list, repr=False)
 
@@ -130,7 +130,7 @@ def measure(action: Callable[[], Any], device: torch.device, *, budget: float = 
         counted.append((time.perf_counter() - begin, value))
     timed = counted or [warm_up]
     seconds = statistics.median(seconds for seconds, _ in timed)
-    return Measurement(seconds, memory.extra_bytes, len(counted) + 1, value, timed)
+    return Measurement(seconds, memory.extra_bytes, value, timed)
 
 
 def best_seconds(action: Callable[[], Any], device: torch.device, *, budget: float = 1.0) -> float:
@@ -166,7 +166,7 @@ class Machine:
         In float32 on the CPU the better of the two libraries that are used: torch's and NumPy's.
         """
         if precision not in self._products:
-            side = _PRODUCT_SIDE.get(self.device.type, 2048)
+            side = PRODUCT_SIDE.get(self.device.type, 2048)
             matrix = torch.randn(side, side, device=self.device).to(_DTYPES[precision])
             seconds = best_seconds(lambda: matrix @ matrix, self.device, budget=self.budget)
             if self.device.type == "cpu" and precision == "fp32":
@@ -178,9 +178,9 @@ class Machine:
     def copy_rate(self) -> float:
         """Return bytes/s of a large copy within the device's memory, read and written bytes both counted."""
         if self._copy is None:
-            source = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device=self.device)
+            source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=self.device)
             target = torch.empty_like(source)
-            self._copy = 2 * _COPIED_BYTES / best_seconds(lambda: target.copy_(source), self.device, budget=self.budget)
+            self._copy = 2 * COPIED_BYTES / best_seconds(lambda: target.copy_(source), self.device, budget=self.budget)
         return self._copy
 
     def as_json(self) -> dict[str, Any]:

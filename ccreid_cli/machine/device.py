@@ -109,7 +109,7 @@ def _choose_cuda(index: int | None) -> DeviceChoice:
         torch.zeros(1, device=device)
     except RuntimeError as error:
         raise DeviceError(
-            f"GPU {index} cannot be used: {str(error).splitlines()[0]}.",
+            f"GPU {index} cannot be used: {str(error).splitlines()[0].removesuffix('.')}.",
             "Another process may fill it (see `nvidia-smi`); use another --device.",
         ) from error
     torch.cuda.set_device(device)

@@ -297,8 +297,8 @@ def test_commands_on_a_gpu(
 
 def test_bench_on_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cpu", "cuda"):
-        monkeypatch.setitem(measure._PRODUCT_SIDE, name, 64)
-    monkeypatch.setattr(measure, "_COPIED_BYTES", 1 << 16)
+        monkeypatch.setitem(measure.PRODUCT_SIDE, name, 64)
+    monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 16)
     config = TrainConfig(arch="tiny", height=32, width=16, precision="auto", device=kind, k1=8, k2=3, eps=0.5)
     settings = BenchSettings(config, 64, 16, dim=16, num_queries=30, num_gallery=90, budget=0.02)
     with pretended(kind):

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,8 @@ from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError, DeviceError, Interrupted, UsageError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.engine.labelling import label_features
-from ccreid_cli.machine import distributed, launch
+from ccreid_cli.machine import distributed
 from ccreid_cli.machine.distributed import Group, process_group
-from ccreid_cli.machine.launch import num_processes
-from ccreid_cli.machine.ranks import launched_world, threads_per_process
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -204,99 +201,87 @@ def test_torchrun(tiny_data: Path, tmp_path: Path) -> None:
     assert len(tiny.run_of(tmp_path).read_metrics()) == 1
 
 
-def test_a_launcher_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    said: list[str] = []
-    assert num_processes(None, "auto", 256, 64, said.append) == 4
-    assert num_processes(None, "auto", 128, 64, said.append) == 2 and "2 of 4 GPUs" in said[-1]
-    assert num_processes(None, "cpu", 256, 64, said.append) == 1
-    with pytest.raises(UsageError, match="--gpus 4 does not go with --device cuda:1"):
-        num_processes(4, "cuda:1", 256, 64, said.append)
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert num_processes(None, "auto", 256, 64, said.append) == 1
-
-
 def test_incomplete_launchers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="RANK, MASTER_ADDR, MASTER_PORT is not set"), process_group(CPU):
         pass
-    monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UsageError, match='WORLD_SIZE is "two"'):
-        launched_world()
 
 
-def start_instead(monkeypatch: pytest.MonkeyPatch, scripts: list[str]) -> None:
-    """Let the launcher start these Python scripts."""
-
-    def start(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", scripts[rank]])
-
-    monkeypatch.setattr(launch, "_start", start)
-
-
-def test_the_launcher_hands_the_first_failure_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.3)
-    start_instead(monkeypatch, ["import time; time.sleep(60)", "raise SystemExit(3)"])
-    begin = time.monotonic()
-    with pytest.raises(SystemExit) as caught:
-        launch.launch(2)
-    assert caught.value.code == 3 and time.monotonic() - begin < 20
+@pytest.fixture
+def second_of_two(monkeypatch: pytest.MonkeyPatch) -> torch.distributed.HashStore:
+    """Pretend to be the second of two processes, which talk to nobody; the store is theirs."""
+    store = torch.distributed.HashStore()
+    group = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in group.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+    return store
 
 
-def test_the_launcher_says_who_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits in NCCL for a killed process does not notice, and says nothing."""
-    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.3)
-    start_instead(monkeypatch, ["import time; time.sleep(60)", "import os; os.kill(os.getpid(), 9)"])
-    with pytest.raises(DeviceError, match=r"process 1 of 2 was killed by signal 9") as caught:
-        launch.launch(2)
-    assert "ccreid resume" in (caught.value.hint or "")
+def break_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:542] closed by peer\nmore")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fails)
+
+
+@pytest.mark.usefixtures("second_of_two")
+def test_a_broken_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    break_connections(monkeypatch)
+    with pytest.raises(DeviceError, match="^process 1 of 2 lost the others: .*peer$"), process_group(CPU) as group:
+        group.sum_(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.distributed.DistBackendError("watchdog"), DeviceError),
+        (RuntimeError("Connection timed out"), RuntimeError),
+        (torch.OutOfMemoryError("x"), torch.OutOfMemoryError),
+    ],
+)
+@pytest.mark.usefixtures("second_of_two")
+def test_errors_between_exchanges_are_told_apart_by_type(error: Exception, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as caught, process_group(CPU):
+        raise error
+    assert type(caught.value) is kind
+
+
+def test_who_loses_the_others_raises_the_error_of_the_first_to_fail(
+    second_of_two: torch.distributed.HashStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="broken"), process_group(CPU):
+        raise DataError("broken", "Mend it.")
+    break_connections(monkeypatch)
+    with pytest.raises(DataError, match="broken") as caught, process_group(CPU) as group:
+        group.sum_(torch.ones(1))
+    assert caught.value.shown_elsewhere and caught.value.hint == "Mend it."
+    with pytest.raises(Interrupted) as stopped, process_group(CPU):
+        raise Interrupted("saved.")
+    assert stopped.value.shown_elsewhere
 
 
 @pytest.mark.parametrize(("backend", "closed"), [("nccl", False), ("gloo", True)])
+@pytest.mark.usefixtures("second_of_two")
 def test_a_failing_rank_does_not_wait_for_the_others(
     backend: str, closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NCCL closes its connections with all ranks or not at all; all leave together when nothing failed."""
     calls: list[str] = []
-    group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    for name, value in group.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "_LINGER_SECONDS", 0)
-    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 0, 2)]))
-    for name, answer in {"is_initialized": True, "get_backend": backend, "init_process_group": None}.items():
+    for name, answer in {"is_initialized": True, "get_backend": backend}.items():
         monkeypatch.setattr(torch.distributed, name, lambda *_, answer=answer, **__: answer)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("destroy"))
     with pytest.raises(DataError, match="broken"), process_group(CPU):
         raise DataError("broken")
     assert bool(calls) == closed
+    calls.clear()
     with process_group(CPU):
-        calls.clear()
+        pass
     assert calls == ["destroy"]
-
-
-def test_the_launcher_hands_signals_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "import signal, sys; signal.signal(15, lambda *_: sys.exit(143)); print(flush=True); signal.pause()"
-    start_instead(monkeypatch, [script, script])
-    threading.Timer(1.5, signal.raise_signal, [signal.SIGTERM]).start()
-    with pytest.raises(Interrupted) as caught:
-        launch.launch(2)
-    assert caught.value.signal_number == signal.SIGTERM
-    assert caught.value.shown_elsewhere
-
-
-def test_the_launcher_starts_this_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["ccreid", "--version"])
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
-    launch.launch(2)
-    assert capfd.readouterr().out.count("ccreid") == 2
-
-
-def test_processors_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert [threads_per_process(count) for count in (1, 3, 8, 20)] == [8, 2, 1, 1]
 
 
 @pytest.mark.long
