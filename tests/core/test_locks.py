@@ -46,7 +46,7 @@ class Listener(SilentReporter):
 NO_SYSTEM_CALL = pytest.param(errno.ENOSYS, marks=pytest.mark.filterwarnings("ignore:flock not supported"))
 
 
-@pytest.fixture(params=[0, NO_SYSTEM_CALL, errno.ENOTSUP, errno.ENOLCK], ids=["flock", "ENOSYS", "ENOTSUP", "ENOLCK"])
+@pytest.fixture(params=[0, NO_SYSTEM_CALL, errno.ENOLCK], ids=["flock", "ENOSYS", "ENOLCK"])
 def refusal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """The error with which the file system refuses flock, 0 where it has it."""
     number: int = request.param
@@ -101,7 +101,7 @@ def test_many_threads_never_hold_it_together(tmp_path: Path, refusal: int) -> No
 
     def work() -> None:
         nonlocal inside, most, done
-        for _ in range(5):
+        for _ in range(3):
             with FileLock(tmp_path / "x.lock", poll_seconds=0.001):
                 with guard:
                     inside += 1
@@ -116,7 +116,7 @@ def test_many_threads_never_hold_it_together(tmp_path: Path, refusal: int) -> No
         thread.start()
     for thread in threads:
         thread.join()
-    assert (most, done) == (1, 30)
+    assert (most, done) == (1, 18)
 
 
 def test_another_process_and_its_death(tmp_path: Path, refusal: int) -> None:
