@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,10 @@ CONFIG = TrainConfig(arch="tiny", height=32, width=16, precision="fp32", device=
 SETTINGS = BenchSettings(CONFIG, 64, 16, dim=16, num_queries=30, num_gallery=90, budget=0.02)
 
 
-def _make_ceilings_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(measure.PRODUCT_SIDE, "cpu", 64)
-    monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 16)
-
-
 @pytest.fixture(autouse=True)
 def _small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    _make_ceilings_small(monkeypatch)
+    monkeypatch.setitem(measure.PRODUCT_SIDE, "cpu", 64)
+    monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 16)
 
 
 def _run(*arguments: str) -> str:
@@ -43,19 +40,17 @@ def _run(*arguments: str) -> str:
     return result.stdout
 
 
-@pytest.fixture(scope="module")
+@cache
 def printed() -> dict[str, Any]:
     """What `ccreid bench all --json` prints, of small sizes."""
-    with pytest.MonkeyPatch.context() as patch:
-        _make_ceilings_small(patch)
-        found: dict[str, Any] = json.loads(
-            _run("all", "-n", "64", "-b", "16", "--queries", "30", "--gallery", "90", "--json")
-        )
+    sizes = ["-n", "64", "-b", "16", "--queries", "30", "--gallery", "90"]
+    found: dict[str, Any] = json.loads(_run("all", *sizes, "--json"))
     return found
 
 
-def test_every_stage_gives_its_rows(printed: dict[str, Any]) -> None:
-    rows = {row["stage"]: row for row in printed["results"]}
+def test_every_stage_gives_its_rows() -> None:
+    found = printed()
+    rows = {row["stage"]: row for row in found["results"]}
     assert list(rows) == ["store build", "store read", "extract", "labels", "step", "eval"]
     for row in rows.values():
         assert not row["error"]
@@ -66,8 +61,8 @@ def test_every_stage_gives_its_rows(printed: dict[str, Any]) -> None:
         assert rows[name]["baseline"]
     assert rows["labels"]["parts"].keys() == {"neighbors", "jaccard", "clustering"}
     assert rows["step"]["count"] == 16 and rows["extract"]["count"] == 64 and rows["eval"]["count"] == 30
-    assert {"extract", "labels", "train", "evaluate", "epoch", "run"} == printed["epoch"].keys()
-    assert printed["machine"]["matrix_product_gflops"].keys() >= {"fp32"}
+    assert {"extract", "labels", "train", "evaluate", "epoch", "run"} == found["epoch"].keys()
+    assert found["machine"]["matrix_product_gflops"].keys() >= {"fp32"}
 
 
 def test_growth_measures_four_sizes() -> None:
@@ -138,9 +133,9 @@ def test_a_table_on_a_terminal() -> None:
         assert word in shown
 
 
-def test_a_plan_from_measured_rates(printed: dict[str, Any], tmp_path: Path) -> None:
+def test_a_plan_from_measured_rates(tmp_path: Path) -> None:
     written = tmp_path / "bench.json"
-    written.write_text(json.dumps(printed))
+    written.write_text(json.dumps(printed()))
     assert {row.stage for row in read_results(written)} >= {"extract", "labels", "step"}
     shown = _run("--plan", "--rates", str(written), "--images", "1e6", "--gpus", "64")
     assert "1,000,000 img, 64 GPU" in shown and "assumed:" in shown
