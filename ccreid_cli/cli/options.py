@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -124,6 +124,27 @@ Checkpoint = Annotated[
     ),
 ]
 Rerank = Annotated[bool, typer.Option("--rerank", help="Score k-reciprocal re-ranked distances.", rich_help_panel=DATA)]
+
+
+def bind_all(app: typer.Typer, words: Sequence[str] | None = None) -> None:
+    """Give the commands of `app` their options; where `words` are given, only those named there."""
+    for command in app.registered_commands:
+        if command.callback is not None:
+            is_asked = words is None or any(str(command.name) in word for word in words)  # a word may be quoted
+            command.callback = bind(command.callback) if is_asked else _without_options(command.callback)
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            bind_all(group.typer_instance, words)
+
+
+def _without_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(inspect.unwrap(command))
+    def bound() -> None:
+        """Do nothing: this command is not asked for."""
+
+    bound.__dict__["__signature__"] = inspect.Signature()
+    bound.__annotations__ = {}
+    return bound
 
 
 def bind(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ccreid_cli.cli import output
-from ccreid_cli.cli.options import bind
 from ccreid_cli.core.errors import UsageError
 
 PANELS = ("Main", "Use a model", "Data and weights", "Runs", "Features", "System")
@@ -59,8 +58,6 @@ def use_pages(app: typer.Typer) -> None:
     """Give every command and group of `app` such a page."""
     for command in app.registered_commands:
         command.cls = PageCommand
-        if command.callback is not None:
-            command.callback = bind(command.callback)
     for group in app.registered_groups:
         group.cls = PageGroup
         if group.typer_instance is not None:
