@@ -54,20 +54,22 @@ def find_row(registry: Mapping[str, R], kind: str, name: str) -> R:
     return registry[name]
 
 
-def require(module: str, extra: str) -> Any:
+def require(module: str, extra: str | None = None, package: str | None = None) -> Any:
     """Import an optional package.
 
     Args:
         module: What to import.
-        extra: The extra of ccreid that brings it.
+        extra: The extra of ccreid that brings it; None where it is installed by its own name.
+        package: The package's name, where `module` does not start with it.
 
     Raises:
-        UsageError: It is not installed.
+        UsageError: It cannot be imported.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
+        package = package or module.partition(".")[0]
         raise UsageError(
-            f"this needs the package {package}, which is not installed.", f"pip install 'ccreid[{extra}]'"
+            f"this needs the package {package}, which cannot be imported ({error}).",
+            f"pip install 'ccreid[{extra}]'" if extra else f"pip install {package}",
         ) from error

@@ -6,12 +6,11 @@ A run's steps are its epochs, counted from 1.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any, Protocol
 
+from ccreid_cli.core.components import require
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.engine.run_folder import RunFolder, flatten
@@ -69,7 +68,7 @@ class TensorBoardWriter:
     """
 
     def __init__(self, run: RunFolder, config: TrainConfig) -> None:
-        self._module = require_tensorboard()
+        self._module = _tensorboard()
         self._folder = str(run.path / TENSORBOARD_FOLDER)
         self._settings = "    " + config.to_toml().replace("\n", "\n    ")
         self._writer: Any = None
@@ -103,7 +102,7 @@ class WandbWriter:
     """
 
     def __init__(self, run: RunFolder, config: TrainConfig) -> None:
-        module = require_wandb()
+        module = _wandb()
         folder = str(run.path.absolute())
         try:
             self._run = module.init(
@@ -176,38 +175,17 @@ def require_writers(tensorboard: bool, wandb: bool) -> None:
         UsageError: A package cannot be imported.
     """
     if tensorboard:
-        require_tensorboard()
+        _tensorboard()
     if wandb:
-        require_wandb()
+        _wandb()
 
 
-def require_tensorboard() -> ModuleType:
-    """Return ``torch.utils.tensorboard``.
-
-    Raises:
-        UsageError: The package tensorboard cannot be imported.
-    """
-    try:
-        return importlib.import_module("torch.utils.tensorboard")
-    except ImportError as error:
-        raise UsageError(
-            f"--tensorboard needs the package tensorboard, which cannot be imported ({error}).",
-            "pip install 'ccreid[tensorboard]'",
-        ) from error
+def _tensorboard() -> Any:
+    return require("torch.utils.tensorboard", "tensorboard", package="tensorboard")
 
 
-def require_wandb() -> ModuleType:
-    """Return ``wandb``.
-
-    Raises:
-        UsageError: The package wandb cannot be imported.
-    """
-    try:
-        return importlib.import_module("wandb")
-    except ImportError as error:
-        raise UsageError(
-            f"--wandb needs the package wandb, which cannot be imported ({error}).", "pip install wandb"
-        ) from error
+def _wandb() -> Any:
+    return require("wandb")
 
 
 def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
