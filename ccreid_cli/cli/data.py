@@ -36,14 +36,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _info(name: str) -> DatasetInfo:
-    from ccreid_cli.core.errors import UsageError
-    from ccreid_cli.core.suggest import did_you_mean
+    from ccreid_cli.core.components import find_row
     from ccreid_cli.data.catalog import CATALOG
 
-    if name not in CATALOG:
-        guess = did_you_mean(name, CATALOG) or f"known: {', '.join(CATALOG)}."
-        raise UsageError(f'there is no dataset "{name}"; {guess}', "`ccreid data list` shows them all.")
-    return CATALOG[name]
+    return find_row(CATALOG, "dataset", name)
 
 
 @data_app.command("list")

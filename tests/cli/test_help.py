@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .conftest import Cli
 
 ROOT = get_command(build_app())
 COMMANDS = dict(commands(ROOT))
+ROOT_FOLDER = Path(__file__).parents[2]
 OPTIONS = [
     pytest.param(path, parameter, id=f"{path} {parameter.opts[0]}")
     for path, command in COMMANDS.items()
@@ -36,14 +38,31 @@ WITHOUT_DEFAULT = {"--dataset", "--resume", "--init-from", "--url", "--archive",
 WITHOUT_DEFAULT_HERE = {("ccreid bench", "--features"), ("ccreid cluster", "--output")}
 
 
-@pytest.mark.parametrize(("path", "parameter"), OPTIONS)
-def test_every_option_that_takes_a_value_names_its_default(path: str, parameter: Any) -> None:
-    if parameter.param_type_name != "option" or parameter.required or parameter.is_flag:
-        return
-    if any(name in WITHOUT_DEFAULT or (path, name) in WITHOUT_DEFAULT_HERE for name in parameter.opts):
-        assert parameter.default is None
-        return
-    assert "Default" in text_of(parameter), (path, parameter.opts, parameter.help)
+def _names_no_default(path: str, parameter: Any) -> bool:
+    return any(name in WITHOUT_DEFAULT or (path, name) in WITHOUT_DEFAULT_HERE for name in parameter.opts)
+
+
+OPTIONAL_VALUES = [
+    (path, parameter)
+    for path, command in COMMANDS.items()
+    for parameter in command.params
+    if parameter.param_type_name == "option" and not (parameter.required or parameter.is_flag)
+]
+
+
+def test_every_option_that_takes_a_value_names_its_default() -> None:
+    silent = {
+        (path, parameter.opts[0])
+        for path, parameter in OPTIONAL_VALUES
+        if "Default" not in text_of(parameter) and not _names_no_default(path, parameter)
+    }
+    assert silent == set()
+
+
+def test_options_that_name_no_default_have_none() -> None:
+    exempt = [(path, parameter) for path, parameter in OPTIONAL_VALUES if _names_no_default(path, parameter)]
+    assert {name for _, parameter in exempt for name in parameter.opts} >= WITHOUT_DEFAULT
+    assert all(parameter.default is None and "Default" not in text_of(parameter) for _, parameter in exempt)
 
 
 @pytest.mark.parametrize("path", sorted(COMMANDS))
@@ -112,10 +131,32 @@ def test_pages_are_readable_in_60_columns(cli: Cli, path: str, monkeypatch: pyte
     assert "…" not in page, [line for line in page.splitlines() if "…" in line]
 
 
-def test_readme_commands_exist() -> None:
-    readme = Path(__file__).parents[2] / "README.md"
-    if not readme.exists():
-        pytest.skip("no README.md")
-    blocks = re.findall(r"(?m)^(?: {4}|\$ )ccreid ([a-z]+)|`ccreid ([a-z]+)", readme.read_text())
-    shown = {first or second for first, second in blocks}
-    assert shown <= set(ROOT.commands)
+DOCUMENTS = [
+    path for path in (ROOT_FOLDER / "README.md", *sorted((ROOT_FOLDER / ".github").glob("*.md"))) if path.exists()
+]
+
+
+def _lines(document: Path) -> set[str]:
+    """Return the whole command lines of a document, those in code blocks and those in backticks."""
+    text = document.read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"(?ms)^```(?:sh)?\n(.*?)^```", text))
+    lines = re.findall(r"(?m)(?:^|&& )(ccreid [^#\n]*[^#\s])", blocks)
+    lines += re.findall(r"`(ccreid [^`]+)`", re.sub(r"(?ms)^```.*?^```", "", text))
+    return {" ".join(line.split()) for line in lines if "…" not in line}
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, id=line) for document in DOCUMENTS for line in sorted(_lines(document))]
+)
+def test_command_lines_of_the_documents_are_right(line: str) -> None:
+    command, words = ROOT, shlex.split(line)[1:]
+    while words and hasattr(command, "commands") and not words[0].startswith("-"):
+        command = command.commands[words.pop(0)]
+    if not words or {"--help", "--install-completion"} & set(words):
+        return  # a command that is only mentioned, or a page of help
+    command.make_context(line, words)
+
+
+def test_documents_show_command_lines() -> None:
+    readme = _lines(ROOT_FOLDER / "README.md")
+    assert {"ccreid train -d toy", "ccreid data fetch market1501", "ccreid eval --resume RUN"} <= readme
