@@ -10,7 +10,7 @@ import typer
 
 from ccreid_cli.core.setting import SettingField
 
-Offer = Callable[[str], list[str]]
+Offer = Callable[[str], list[str]] | Callable[[str], list[tuple[str, str]]]
 
 
 def _starting(choices: Iterable[str], incomplete: str) -> list[str]:
@@ -40,7 +40,7 @@ def choices(*names: str) -> Offer:
 
 
 def rows(setting: str, *others: str, paths: bool = False) -> Offer:
-    """Return what offers the rows of a setting's registry.
+    """Return what offers the rows of a setting's registry, each with what it is.
 
     Args:
         setting: A name in `engine.settings.REGISTRIES`.
@@ -48,11 +48,13 @@ def rows(setting: str, *others: str, paths: bool = False) -> Offer:
         paths: Whether a path may, too.
     """
 
-    def offer(incomplete: str) -> list[str]:
+    def offer(incomplete: str) -> list[tuple[str, str]]:
         from ccreid_cli.engine.settings import REGISTRIES
 
-        names = [*REGISTRIES[setting], *others]
-        return _names_and_paths(names, incomplete) if paths else _starting(names, incomplete)
+        registry = REGISTRIES[setting]
+        names = [*registry, *others]
+        found = _names_and_paths(names, incomplete) if paths else _starting(names, incomplete)
+        return [(name, registry[name].help if name in registry else "") for name in found]
 
     return offer
 

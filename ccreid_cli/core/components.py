@@ -22,7 +22,7 @@ class Component(Generic[T]):
     """One row of a registry.
 
     Attributes:
-        help: What it is in a few words, for ``--help`` and completion.
+        help: What it is in a few words, as completion shows it.
         load: Imports and returns the implementation: called when it is used, never to list names.
         defaults: Settings that it brings along when the command line asks for it by name: setting name -> value.
         needs: Import name and extra of the optional package it needs, if any: see `require`.

@@ -100,6 +100,11 @@ class DatasetInfo:
     is_vehicle: bool = False
 
     @property
+    def help(self) -> str:
+        """What completion says of it."""
+        return self.title
+
+    @property
     def folders(self) -> tuple[str, ...]:
         """Names of the accepted folders below ``<data-dir>/<name>``, without repeats."""
         return tuple(dict.fromkeys(place.folder for place in self.places))
