@@ -16,11 +16,12 @@ from ccreid_cli.bench.measure import measure
 from ccreid_cli.bench.synthetic import made_cameras, made_features, write_images
 from ccreid_cli.core.words import plural
 from ccreid_cli.engine.extraction import default_batch_size, extract_features
-from ccreid_cli.engine.labelling import cluster_settings
 from ccreid_cli.engine.retrieval_scores import evaluate_features
 from ccreid_cli.images.augment import normalize
 from ccreid_cli.images.store import ImageStore, open_store
+from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.ranks import threads_per_process
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.neighbors import fastest_dtype
 from ccreid_cli.pseudo_labels.pipeline import PseudoLabels, pseudo_labels
 
@@ -44,9 +45,10 @@ def time_labels(bench: Bench) -> list[StageResult]:
 
 
 def _time_labels(bench: Bench, features: torch.Tensor, name: str) -> StageResult:
-    settings = cluster_settings(bench.settings.config)
+    settings = ClusterSettings.of(bench.settings.config)
     total, dim = features.shape
-    found = bench.measure(lambda: pseudo_labels(features, settings, device=bench.device))
+    group = Group(device=bench.device)
+    found = bench.measure(lambda: pseudo_labels(features, settings, group=group))
     labels: PseudoLabels = found.value
     precision = _PRECISIONS[fastest_dtype(bench.device if bench.on_gpu else torch.device("cpu"))]
     ideal = 2 * total**2 * dim / bench.machine.product_rate(precision)

@@ -45,11 +45,13 @@ def cluster_features(
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.config import validate
     from ccreid_cli.core.errors import UsageError
+    from ccreid_cli.core.words import plural
     from ccreid_cli.engine.settings import brought_along, check_names
     from ccreid_cli.inference.feature_file import check_labels_form, normalize_rows, read_features, write_labels
     from ccreid_cli.machine.device import resolve_device
-    from ccreid_cli.pseudo_labels.clustering import label_quality
-    from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
+    from ccreid_cli.machine.distributed import Group
+    from ccreid_cli.pseudo_labels.clustering import ClusterSettings, label_quality
+    from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
     if out is not None:
         check_labels_form(out)
@@ -58,12 +60,19 @@ def cluster_features(
             raise UsageError(f"-o {out} would replace the features by their labels.", "Choose another name.")
     config = validate({**brought_along("cluster", settings.get("cluster", "dbscan")), **settings}, "settings")
     check_names(config)
-    cluster_settings = ClusterSettings(config.cluster, config.eps, config.k1, config.k2, config.min_samples)
     arrays = read_features(file, need_ids=False)
     choice = resolve_device(device or "auto")
     start = time.perf_counter()
+    reporter = make_reporter(progress)
     found = pseudo_labels(
-        normalize_rows(arrays.features), cluster_settings, device=choice.device, reporter=make_reporter(progress)
+        normalize_rows(arrays.features),
+        ClusterSettings.of(config),
+        group=Group(device=choice.device),
+        reporter=reporter,
+    )
+    reporter.message(
+        f"{config.cluster}: {plural(found.num_clusters, 'cluster')}, "
+        f"{found.num_outliers:,} of {len(found.labels):,} images in none"
     )
     seconds = time.perf_counter() - start
     if out is not None:

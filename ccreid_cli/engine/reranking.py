@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from ccreid_cli.machine.device import exact_product, one_thread
-from ccreid_cli.pseudo_labels.jaccard import average_weights, expansion_weights, half_size, weight_unit
-from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
+from ccreid_cli.machine.distributed import Group
+from ccreid_cli.pseudo_labels.jaccard import reciprocal_weights
+from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable, shared_neighbors
 from ccreid_cli.pseudo_labels.overlap import OverlapSums
 
 
@@ -26,8 +27,6 @@ def rerank_blocks(
     k2: int = 6,
     lambda_value: float = 0.3,
     device: torch.device | None = None,
-    *,
-    block_bytes: int | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """Re-ranked distances, some queries at a time: memory grows with (Q + G)·k1 and one block of Q × G.
 
@@ -38,7 +37,6 @@ def rerank_blocks(
         k2: Neighbours whose weights are averaged, the image itself included.
         lambda_value: Share of the original distance; the rest is Jaccard distance.
         device: Where to compute; None keeps tensors where they are.
-        block_bytes: Memory of the work tables; None takes a size that suits the device.
 
     Yields:
         Distances of the next queries, (n, G) float32.
@@ -48,28 +46,16 @@ def rerank_blocks(
         return
     rows = torch.cat([torch.as_tensor(part).float() for part in (query_features, gallery_features)])
     table = FeatureTable(rows, device)
-    similarities, indices = table.nearest(k1 + 1, 0, total)
+    alone = Group()
+    similarities, indices = shared_neighbors(table, k1 + 1, alone)
     largest = _squared_distance(table.farthest(0, total)).clamp_min(torch.finfo(torch.float64).tiny)
 
     def affinity(owners: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
         return -_squared_distance(cosines) / largest[owners]
 
-    unit = weight_unit(k2)
     with one_thread():
-        weights = expansion_weights(
-            table,
-            similarities,
-            indices,
-            0,
-            total,
-            half=half_size(k1),
-            unit=unit,
-            affinity=affinity,
-            block_bytes=block_bytes,
-        )
-        if k2 > 1:
-            weights = average_weights(weights, indices, k2, 0, total, block_bytes=block_bytes)
-    sums = OverlapSums(weights, unit * min(k2, indices.shape[1]), block_bytes=block_bytes)
+        weights, scale = reciprocal_weights(table, similarities, indices, k1, k2, alone, affinity)
+    sums = OverlapSums(weights, scale)
     gallery = table.rows[num_queries:].T
     for first, last in sums.blocks(0, num_queries):
         original = _squared_distance(exact_product(table.rows[first:last], gallery)) / largest[first:last, None]

@@ -20,7 +20,6 @@ from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.checkpoint import config_of
 from ccreid_cli.engine.evaluation_set import EvaluationSet
-from ccreid_cli.engine.labelling import cluster_settings
 from ccreid_cli.engine.metric_writers import require_writers
 from ccreid_cli.engine.micro_batches import share_chunks
 from ccreid_cli.engine.recovery import recover
@@ -200,7 +199,6 @@ def _refuse_impossible(config: TrainConfig) -> None:
     if config.name is not None and (config.name in {"", ".", ".."} or any(part in config.name for part in "/\\\0")):
         raise UsageError(f'--name "{config.name}" is no name of a folder.', "Use --logs-dir for where it lies.")
     share_chunks(config.batch_size, config.samples_per_bn, launched_world())
-    cluster_settings(config)
     require_writers(config.tensorboard, config.wandb)
 
 

@@ -22,7 +22,6 @@ from ccreid_cli.engine.batches import EpochBatches
 from ccreid_cli.engine.cluster_checks import check_clusters
 from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.engine.extraction import extract_features
-from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.engine.losses import EpochLosses, mean_loss
 from ccreid_cli.engine.metric_writers import MetricWriter, make_writers
 from ccreid_cli.engine.run_folder import RunFolder
@@ -38,7 +37,8 @@ from ccreid_cli.machine.signals import StopFlag, StopRequested
 from ccreid_cli.machine.stopwatch import synchronize
 from ccreid_cli.method.interface import Method
 from ccreid_cli.models.reid_net import ReidNet
-from ccreid_cli.pseudo_labels.clustering import label_quality
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings, label_quality
+from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
 
 class Trainer:
@@ -167,7 +167,7 @@ class Trainer:
                 reporter=self.reporter,
                 check_stop=self._stop.check_alone,
             )
-        found = label_features(features, config, self.group, self.reporter)
+        found = pseudo_labels(features, ClusterSettings.of(config), group=self.group, reporter=self.reporter)
         check_clusters(found, state.epoch, config, self.reporter)
         state.line["seconds"].update(found.seconds)
         state.line.update(num_clusters=found.num_clusters, num_outliers=found.num_outliers)

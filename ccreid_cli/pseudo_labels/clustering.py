@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +14,13 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.neighbors import sort_graph_by_row_values
 
+from ccreid_cli.core.components import require
+from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import UsageError
-from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.stopwatch import Stopwatch
-from ccreid_cli.pseudo_labels.jaccard import jaccard_graph
-from ccreid_cli.pseudo_labels.neighbors import FeatureTable
-from ccreid_cli.pseudo_labels.registry import CLUSTERERS
+from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs
+from ccreid_cli.pseudo_labels.neighbors import FeatureTable, shared_neighbors
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class ClusterSettings:
     """How features become labels.
 
     Attributes:
-        method: A name in `CLUSTERERS`.
+        method: A name in `registry.CLUSTERERS`.
         eps: DBSCAN: largest Jaccard distance of two neighbours. Infomap: smallest similarity of two linked images.
         k1: Nearest neighbours, the image itself included.
         k2: DBSCAN: neighbours that weights are averaged over. Infomap: clusters of at most so many images are dropped.
         min_samples: DBSCAN: images within eps, itself included, that make an image a core of a cluster.
 
     Raises:
-        UsageError: A value is out of range, or there is no such method.
+        UsageError: A value is out of range.
     """
 
     method: str = "dbscan"
@@ -44,13 +44,12 @@ class ClusterSettings:
     k2: int = 6
     min_samples: int = 4
 
+    @classmethod
+    def of(cls, config: TrainConfig) -> ClusterSettings:
+        """Return those of a training run."""
+        return cls(config.cluster, config.eps, config.k1, config.k2, config.min_samples)
+
     def __post_init__(self) -> None:
-        if self.method not in CLUSTERERS:
-            known = f"--cluster takes {' or '.join(CLUSTERERS)}"
-            raise UsageError(
-                f'there is no clustering method "{self.method}"',
-                hint=f"{did_you_mean(self.method, CLUSTERERS)} {known}".strip(),
-            )
         if not (math.isfinite(self.eps) and 0 < self.eps < 1):
             raise UsageError(f"--eps is {self.eps}, but must lie between 0 and 1", hint="the papers use 0.4 to 0.7")
         for option, value in (("--k1", self.k1), ("--k2", self.k2), ("--min-samples", self.min_samples)):
@@ -58,28 +57,38 @@ class ClusterSettings:
                 raise UsageError(f"{option} is {value}, but must be at least 1", hint="leave it out for its default")
 
 
-def cluster_by_dbscan(table: FeatureTable, settings: ClusterSettings, watch: Stopwatch) -> NDArray[np.int64]:
+Clusterer = Callable[[FeatureTable, ClusterSettings, Group, Stopwatch], NDArray[np.int64]]
+"""Gives each row of a table a label, (N,), 0 to num_clusters - 1, or -1 for outliers.
+
+It runs in every process of the group with the same table and gives the same labels in each. It may split the rows over
+the processes (`Group.bounds`, `Group.gather_rows`) and leave the rest to the first (`Group.on_main`); in a group of one
+these do nothing. The stopwatch takes the seconds of its stages.
+"""
+
+
+def cluster_by_dbscan(
+    table: FeatureTable, settings: ClusterSettings, group: Group, watch: Stopwatch
+) -> NDArray[np.int64]:
     """DBSCAN on the k-reciprocal Jaccard distance (Cluster Contrast, section 3.1)."""
     with watch.stage("neighbors"):
-        similarities, indices = table.nearest(settings.k1, 0, len(table))
+        similarities, indices = shared_neighbors(table, settings.k1, group)
     with watch.stage("jaccard"):
-        graph = jaccard_graph(
-            similarities, indices, settings.k1, settings.k2, features=table, max_distance=settings.eps
-        )
+        pairs = near_pairs(table, similarities, indices, settings.k1, settings.k2, group, settings.eps)
     with watch.stage("clustering"):
-        return dbscan(graph, settings.eps, settings.min_samples)
+        return group.on_main(lambda: dbscan(graph_from_pairs(pairs, len(table)), settings.eps, settings.min_samples))
 
 
-def cluster_by_infomap(table: FeatureTable, settings: ClusterSettings, watch: Stopwatch) -> NDArray[np.int64]:
+def cluster_by_infomap(
+    table: FeatureTable, settings: ClusterSettings, group: Group, watch: Stopwatch
+) -> NDArray[np.int64]:
     """Infomap on the cosine neighbour graph (the second label method of Cluster Contrast's November 2021 version)."""
-    require_infomap()
     with watch.stage("neighbors"):
-        similarities, indices = table.nearest(settings.k1, 0, len(table))
+        own, indices = shared_neighbors(table, settings.k1, group)
+        similarities = group.gather_rows(own)
     with watch.stage("clustering"):
-        return infomap(similarities.cpu().numpy(), indices.cpu().numpy(), settings.eps, settings.k2)
-
-
-Clusterer = Callable[[FeatureTable, ClusterSettings, Stopwatch], NDArray[np.int64]]
+        return group.on_main(
+            lambda: infomap(similarities.cpu().numpy(), indices.cpu().numpy(), settings.eps, settings.k2)
+        )
 
 
 def dbscan(graph: sparse.csr_matrix, eps: float, min_samples: int = 4) -> NDArray[np.int64]:
@@ -100,22 +109,6 @@ def dbscan(graph: sparse.csr_matrix, eps: float, min_samples: int = 4) -> NDArra
     return np.asarray(labels, dtype=np.int64)
 
 
-def require_infomap() -> Any:
-    """The class `infomap.Infomap`.
-
-    Raises:
-        UsageError: The package is not installed.
-    """
-    try:
-        from infomap import Infomap
-    except ImportError as error:
-        raise UsageError(
-            "clustering by Infomap needs the package infomap, which is not installed",
-            hint="pip install 'ccreid[infomap]', or use --cluster dbscan",
-        ) from error
-    return Infomap
-
-
 def infomap(
     similarities: NDArray[np.float32], indices: NDArray[np.int32], min_similarity: float, max_dropped: int
 ) -> NDArray[np.int64]:
@@ -133,7 +126,7 @@ def infomap(
     Raises:
         UsageError: The package infomap is not installed.
     """
-    network = require_infomap()("--two-level --directed --silent --seed 123")
+    network = require("infomap", "infomap").Infomap("--two-level --directed --silent --seed 123")
     labels = np.full(len(indices), -1, dtype=np.int64)
     rows, places = np.nonzero((similarities >= min_similarity) & (indices != np.arange(len(indices))[:, None]))
     if len(rows) == 0:

@@ -7,14 +7,14 @@ Cluster Contrast uses it. Three steps, each of which works on a range of rows, s
 2. `average_weights`: the mean of these weights over the first k2 neighbours;
 3. `overlap.OverlapSearch.pairs`: 1 - m/(2 - m) with m = Σ min(V_i, V_j), for the pairs i < j that are close enough.
 
-Steps 2 and 3 need the rows of all processes from the step before. Weights are whole numbers of 1/scale (fixed point),
-so that every sum is exact, whatever its order.
+Steps 2 and 3 need the rows of all processes from the step before; `reciprocal_weights` does 1 and 2, `near_pairs` all
+three, in one process or many. Weights are whole numbers of 1/scale (fixed point), so that every sum is exact, whatever
+its order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,20 +22,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from ccreid_cli.machine.device import one_thread
-from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
-from ccreid_cli.pseudo_labels.overlap import OverlapSearch, Pairs, join_pairs
-from ccreid_cli.pseudo_labels.sparse_rows import Scratch, SparseRows, concatenate, from_sorted_keys, scratch_bytes
+from ccreid_cli.machine.distributed import Group
+from ccreid_cli.pseudo_labels.neighbors import FeatureTable
+from ccreid_cli.pseudo_labels.overlap import OverlapSearch, Pairs
+from ccreid_cli.pseudo_labels.sparse_rows import Scratch, SparseRows, concatenate, from_sorted_keys, gather
 
 Affinity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 _UNIT = 1 << 30  # the largest sum of a row: leaves int32 room for rounding
-
-
-class PairSimilarity(Protocol):
-    """Anything that knows the similarity of pairs of rows, as `FeatureTable` does."""
-
-    def similarities(self, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Similarity of each pair, (P,) float32; owners ascend."""
 
 
 def cosine_affinity(rows: torch.Tensor, similarities: torch.Tensor) -> torch.Tensor:
@@ -76,7 +70,7 @@ def reciprocal_mask(indices: torch.Tensor, start: int, stop: int) -> torch.Tenso
 
 
 def expansion_weights(
-    table: PairSimilarity,
+    table: FeatureTable,
     similarities: torch.Tensor,
     indices: torch.Tensor,
     start: int,
@@ -85,14 +79,13 @@ def expansion_weights(
     half: int,
     unit: int,
     affinity: Affinity = cosine_affinity,
-    block_bytes: int | None = None,
 ) -> SparseRows:
     """Weights over the expanded k-reciprocal set of each of the rows [start, stop) (Zhong et al., equations 3 to 7).
 
     A member c of the k-reciprocal set R brings its own half-size set H(c) in when |H(c) ∩ R| > 2/3·|H(c)|.
 
     Args:
-        table: Similarity of pairs that are not neighbours.
+        table: All rows.
         similarities: Of the neighbours of the rows [start, stop), (stop - start, k1).
         indices: Neighbours of all rows, (N, k1) int32, each row itself first.
         start: First row.
@@ -100,7 +93,6 @@ def expansion_weights(
         half: Columns that the half-size sets are taken from, the row itself included.
         unit: The whole number that a weight of one is written as.
         affinity: Gives the exponents of the weights from row numbers (P,) and similarities (P,) float64.
-        block_bytes: Memory of the work table; None takes a size that suits the device.
 
     Returns:
         Weights of the rows [start, stop), (stop - start) × N, each row summing to `unit` up to rounding.
@@ -109,7 +101,7 @@ def expansion_weights(
     mask = reciprocal_mask(indices, start, stop)
     near = indices[:, :half]
     near_mask = reciprocal_mask(near, 0, total)
-    scratch = Scratch(total, indices.device, block_bytes or scratch_bytes(indices.device))
+    scratch = Scratch(total, indices.device)
     parts = []
     for first, last in scratch.row_blocks(start, stop):
         block = slice(first - start, last - start)
@@ -123,7 +115,7 @@ def expansion_weights(
 
 
 def _expanded_set(
-    table: PairSimilarity,
+    table: FeatureTable,
     similarities: torch.Tensor,
     mask: torch.Tensor,
     indices: torch.Tensor,
@@ -151,9 +143,7 @@ def _expanded_set(
     return keys, torch.cat([similarities[rows, places], new_similarities])[order]
 
 
-def average_weights(
-    weights: SparseRows, indices: torch.Tensor, k2: int, start: int, stop: int, *, block_bytes: int | None = None
-) -> SparseRows:
+def average_weights(weights: SparseRows, indices: torch.Tensor, k2: int, start: int, stop: int) -> SparseRows:
     """Sum of the weights of the first k2 neighbours of the rows [start, stop) (local query expansion, equation 10).
 
     Args:
@@ -162,14 +152,13 @@ def average_weights(
         k2: How many neighbours, the row itself included; at most k1 are used.
         start: First row.
         stop: One past the last row.
-        block_bytes: Memory of the work table; None takes a size that suits the device.
 
     Returns:
         Weights of the rows [start, stop), in whole numbers of 1/(k2·unit).
     """
     total = len(indices)
     near = indices[:, :k2]
-    scratch = Scratch(total, weights.device, block_bytes or scratch_bytes(weights.device))
+    scratch = Scratch(total, weights.device)
     parts = []
     for first, last in scratch.row_blocks(start, stop):
         owners, positions = weights.expand(near[first:last].reshape(-1).long())
@@ -182,48 +171,80 @@ def average_weights(
     return concatenate(parts)
 
 
-def jaccard_graph(
-    similarities: NDArray[np.float32] | torch.Tensor,
-    indices: NDArray[np.int32] | torch.Tensor,
+def reciprocal_weights(
+    table: FeatureTable,
+    similarities: torch.Tensor,
+    indices: torch.Tensor,
     k1: int,
     k2: int,
-    *,
-    features: FeatureArray | FeatureTable,
-    max_distance: float = 1.0,
-    block_bytes: int | None = None,
-) -> sparse.csr_matrix:
-    """k-reciprocal Jaccard distances of all pairs that are close enough.
+    group: Group,
+    affinity: Affinity = cosine_affinity,
+) -> tuple[SparseRows, int]:
+    """Averaged weights of all rows, each process computing those of its share.
 
     Args:
-        similarities: Of the neighbours, (N, k) with k at least k1 (or N), each row itself first.
-        indices: The neighbours, (N, k).
-        k1: Neighbours that the reciprocal sets are taken from, the row itself included.
+        table: All rows.
+        similarities: Of this process's rows and their neighbours, (n, k).
+        indices: Neighbours of all rows, (N, k) int32, each row itself first.
+        k1: What the half-size sets are half of.
         k2: Neighbours whose weights are averaged, the row itself included; 1 leaves the weights alone.
-        features: Unit rows, (N, D), or a table of them.
-        max_distance: Pairs farther apart are left out; 1 leaves out only pairs at distance 1.
-        block_bytes: Memory of the work tables; None takes a size that suits the device.
+        group: The processes that share the work.
+        affinity: Exponents of the weights, as in `expansion_weights`.
 
     Returns:
-        (N, N) symmetric float32 with ascending columns. The diagonal and pairs at distance 0 are stored, as zeros.
+        Weights, N × N, and the whole number that stands for a weight of one.
     """
-    table = features if isinstance(features, FeatureTable) else FeatureTable(features)
-    near = torch.as_tensor(indices)[:, :k1].to(table.device, torch.int32).contiguous()
-    cosines = torch.as_tensor(similarities)[:, :k1].to(table.device)
-    total, unit = len(near), weight_unit(k2)
+    start, stop = group.bounds(len(table))
+    unit = weight_unit(k2)
+    own = expansion_weights(table, similarities, indices, start, stop, half=half_size(k1), unit=unit, affinity=affinity)
+    weights = gather(own, group)
+    if k2 > 1:
+        weights = gather(average_weights(weights, indices, k2, start, stop), group)
+    return weights, unit * min(k2, indices.shape[1])
+
+
+def near_pairs(
+    table: FeatureTable,
+    similarities: torch.Tensor,
+    indices: torch.Tensor,
+    k1: int,
+    k2: int,
+    group: Group,
+    max_distance: float = 1.0,
+) -> Pairs:
+    """All pairs whose k-reciprocal Jaccard distance is small enough, each process searching its share of the rows.
+
+    Args:
+        table: All rows.
+        similarities: Of this process's rows and their neighbours, (n, k1), or (n, N) with fewer rows.
+        indices: Neighbours of all rows, (N, k1) int32, each row itself first.
+        k1: Neighbours that the reciprocal sets are taken from, the row itself included.
+        k2: Neighbours whose weights are averaged, the row itself included; 1 leaves the weights alone.
+        group: The processes that share the work.
+        max_distance: Pairs farther apart are left out; 1 leaves out only pairs at distance 1.
+
+    Returns:
+        The pairs of all rows, the same in every process.
+    """
     with one_thread():
-        weights = expansion_weights(
-            table, cosines, near, 0, total, half=half_size(k1), unit=unit, block_bytes=block_bytes
-        )
-        if k2 > 1:
-            weights = average_weights(weights, near, k2, 0, total, block_bytes=block_bytes)
-        scale = unit * min(max(1, k2), max(1, near.shape[1]))
-        search = OverlapSearch(weights, scale, max_distance, block_bytes=block_bytes)
-        return graph_from_pairs([search.pairs(0, total)], total)
+        weights, scale = reciprocal_weights(table, similarities, indices, k1, k2, group)
+        search = OverlapSearch(weights, scale, max_distance)
+        own = search.pairs(*_share_of_work(search.work_before, group))
+    return Pairs(*(group.gather_array(part) for part in (own.rows, own.columns, own.distances)))
 
 
-def graph_from_pairs(parts: Sequence[Pairs], total: int) -> sparse.csr_matrix:
-    """The symmetric graph of all row ranges' pairs, (total, total), with a diagonal of stored zeros."""
-    pairs = join_pairs(parts)
+def _share_of_work(work_before: NDArray[np.int64], group: Group) -> tuple[int, int]:
+    """Rows [start, stop) of this process, cut so that all have as many candidates: early rows have more."""
+    goals = work_before[-1] * np.arange(1, group.world) // group.world
+    cuts = [0, *np.searchsorted(work_before, goals).tolist(), len(work_before) - 1]
+    return cuts[group.rank], cuts[group.rank + 1]
+
+
+def graph_from_pairs(pairs: Pairs, total: int) -> sparse.csr_matrix:
+    """The symmetric graph of all pairs, (total, total) float32 with ascending columns.
+
+    The diagonal and pairs at distance 0 are stored, as zeros.
+    """
     diagonal = np.arange(total, dtype=np.int32)
     both = (
         np.concatenate([pairs.rows, pairs.columns, diagonal]),

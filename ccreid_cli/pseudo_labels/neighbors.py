@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ccreid_cli.machine.device import exact_product, free_gpu_bytes
+from ccreid_cli.machine.distributed import Group
 
 FeatureArray = torch.Tensor | NDArray[np.float32] | NDArray[np.float16] | NDArray[np.float64]
 
@@ -74,7 +75,7 @@ class FeatureTable:
         return self.gathered_product(owners, columns)
 
     def gathered_product(self, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """The same as `similarities`, by gathering rows: the way of a GPU."""
+        """The same as `similarities`, by gathering the rows of each pair: for GPUs, which lack the sampled product."""
         chunk = max(1, self.block_bytes // (24 * max(1, self.rows.shape[1])))
         parts = [
             (self.rows[left].double() * self.rows[right]).sum(1).float()
@@ -218,25 +219,19 @@ class _CandidateSearch:
         return columns, best >= threshold[:, None]
 
 
-def k_nearest(
-    features: FeatureArray, k: int, *, device: torch.device | None = None, start: int = 0, stop: int | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Exact nearest neighbours by cosine of the rows [start, stop) among all rows.
+def shared_neighbors(table: FeatureTable, k: int, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the k nearest neighbours of all rows, each process those of its share of the rows.
 
     Args:
-        features: Unit rows, (N, D).
+        table: All rows, the same in every process.
         k: Neighbours per row, the row itself included and first; at most N are given.
-        device: Where to compute; None keeps a tensor where it is.
-        start: First row to search for.
-        stop: One past the last row to search for; None means N.
+        group: The processes that share the work.
 
     Returns:
-        Similarities (n, k), descending after the row itself, and row numbers (n, k). Equal similarities are ordered by
-        row number.
+        Similarities of this process's rows (n, k) float32, and row numbers of all rows (N, k) int32.
     """
-    table = FeatureTable(features, device)
-    similarities, indices = table.nearest(k, start, len(table) if stop is None else stop)
-    return similarities.cpu().numpy(), indices.cpu().numpy()
+    similarities, indices = table.nearest(k, *group.bounds(len(table)))
+    return similarities, group.gather_rows(indices)
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:

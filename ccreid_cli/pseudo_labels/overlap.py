@@ -47,20 +47,18 @@ class OverlapSums:
     Args:
         weights: Weights of all rows, N × N.
         scale: The whole number that a weight of one is written as.
-        block_bytes: Memory of the work table; None takes a size that suits the device.
     """
 
-    def __init__(self, weights: SparseRows, scale: int, *, block_bytes: int | None = None) -> None:
+    def __init__(self, weights: SparseRows, scale: int) -> None:
         self.weights, self.scale = weights, scale
-        self.block_bytes = block_bytes or scratch_bytes(weights.device)
         by_column = weights.columns.argsort(stable=True)
         self._column_rows = weights.owners()[by_column]
         self._column_values = weights.values[by_column]
         self._column_offsets = offsets_of(weights.columns[by_column].long(), len(weights))
 
     def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Split rows [start, stop) so that a block of distances takes about `block_bytes`."""
-        rows = max(16, min(1024, self.block_bytes // (8 * len(self.weights))))
+        """Split rows [start, stop) so that a block of distances takes about `scratch_bytes`."""
+        rows = max(16, min(1024, scratch_bytes(self.weights.device) // (8 * len(self.weights))))
         for first in range(start, stop, rows):
             yield first, min(first + rows, stop)
 
@@ -96,18 +94,17 @@ class OverlapSearch:
         weights: Weights of all rows, N × N.
         scale: The whole number that a weight of one is written as.
         max_distance: Pairs farther apart are left out; 1 leaves out only those that share nothing.
-        block_bytes: Memory of the work table; None takes a size that suits the device.
+
+    Attributes:
+        work_before: Candidate pairs of all rows before each row, and of all rows, (N + 1,) int64.
     """
 
-    def __init__(
-        self, weights: SparseRows, scale: int, max_distance: float = 1.0, *, block_bytes: int | None = None
-    ) -> None:
+    def __init__(self, weights: SparseRows, scale: int, max_distance: float = 1.0) -> None:
         self.weights, self.scale, self.max_distance = weights, scale, max_distance
         # Overlap m at a distance d: m = 2(1 - d)/(2 - d). The float32 distance decides in the end: leave it some room.
         least = 2 * (1 - min(max_distance, 1.0)) / (2 - min(max_distance, 1.0)) - 1e-5
         self.slack = max(0, int(least * scale * _TAIL_SHARE))
         self.least_in_heads = max(1, int(least * scale) - self.slack)
-        self.block_bytes = block_bytes or scratch_bytes(weights.device)
         self._cut_heads()
 
     def _cut_heads(self) -> None:
@@ -137,16 +134,16 @@ class OverlapSearch:
 
     def pairs(self, start: int, stop: int) -> Pairs:
         """All pairs i < j with i in [start, stop) and a distance of at most `max_distance`, ordered by i and j."""
-        scratch = Scratch(len(self.weights), self.weights.device, self.block_bytes)
-        blocks = self._blocks(start, stop, scratch.num_rows)
+        scratch = Scratch(len(self.weights), self.weights.device)
+        blocks = self._blocks(start, stop, scratch)
         return join_pairs([_NO_PAIRS, *(self._block_pairs(first, last, scratch) for first, last in blocks)])
 
-    def _blocks(self, start: int, stop: int, most_rows: int) -> Iterator[tuple[int, int]]:
+    def _blocks(self, start: int, stop: int, scratch: Scratch) -> Iterator[tuple[int, int]]:
         """Split rows [start, stop) so that a block fits into the work table and its pairs into about as much."""
         while start < stop:
-            limit = self.work_before[start] + self.block_bytes // 32
+            limit = self.work_before[start] + scratch.budget_bytes // 32
             fitting = int(np.searchsorted(self.work_before, limit, side="right")) - 1
-            last = min(max(fitting, start + 1), start + most_rows, stop)
+            last = min(max(fitting, start + 1), start + scratch.num_rows, stop)
             yield start, last
             start = last
 

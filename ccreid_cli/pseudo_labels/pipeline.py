@@ -1,4 +1,4 @@
-"""The whole pseudo-label step: unit features in, cluster labels out."""
+"""The whole pseudo-label step: features in, cluster labels out, in one process or many."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError
-from ccreid_cli.core.reporter import Reporter, SilentReporter
-from ccreid_cli.core.words import plural
+from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.machine.device import unless_out_of_memory
+from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.stopwatch import Stopwatch
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
-from ccreid_cli.pseudo_labels.registry import CLUSTERERS
-
-__all__ = ["ClusterSettings", "PseudoLabels", "pseudo_labels"]
+from ccreid_cli.pseudo_labels.registry import load_clusterer
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class PseudoLabels:
         labels: (N,), 0 to num_clusters - 1, or -1 for outliers.
         num_clusters: How many clusters there are.
         num_outliers: How many images are in none.
-        seconds: Time per stage: `neighbors`, `jaccard` (DBSCAN only), `clustering`.
+        seconds: Time per stage, as the clusterer names them: `neighbors`, `jaccard`, `clustering`.
     """
 
     labels: NDArray[np.int64]
@@ -40,48 +39,52 @@ def pseudo_labels(
     features: FeatureArray,
     settings: ClusterSettings,
     *,
-    device: torch.device | None = None,
+    group: Group | None = None,
     reporter: Reporter | None = None,
 ) -> PseudoLabels:
     """Cluster images by their features.
 
-    The labels do not depend on block sizes, threads, the number format of the search or the device.
+    The labels do not depend on block sizes, threads, the number format of the search, the device or the number of
+    processes.
 
     Args:
-        features: (N, D), any float type; rows that are not of unit length are normalised.
-        settings: Method and thresholds.
-        device: Where to compute; None keeps a tensor where it is.
-        reporter: Where the result is told.
+        features: (N, D), any float type, the same in every process; rows that are not of unit length are normalised.
+        settings: Clusterer and thresholds.
+        group: The processes that share the work, and the device; None computes alone where the features are.
+        reporter: Told when a GPU has too little memory and the CPU computes the same; without one that is an error.
 
     Returns:
         Labels, counts and times.
 
     Raises:
         DataError: A row is zero, infinite or not a number.
-        UsageError: The method needs a package that is not installed.
+        UsageError: There is no such clusterer, or it needs a package that is not installed.
     """
-    reporter = reporter or SilentReporter()
-    watch = Stopwatch(_device_of(features, device))
+    group = group or Group(device=features.device if isinstance(features, torch.Tensor) else None)
+    if reporter is None or group.world > 1 or group.device.type == "cpu":
+        return _label(features, settings, group)
+    found = unless_out_of_memory(lambda: _label(features, settings, group))
+    if found is not None:
+        return found
+    reporter.warning(f"the pseudo-labels do not fit into the memory of {group.device}: computing the same on the CPU.")
+    torch.cuda.empty_cache()
+    return _label(features, settings, Group())
+
+
+def _label(features: FeatureArray, settings: ClusterSettings, group: Group) -> PseudoLabels:
+    cluster = load_clusterer(settings.method)
     if len(features) == 0:
-        labels = np.empty(0, dtype=np.int64)
-    else:
-        with watch.stage("neighbors"):
-            table = FeatureTable(_unit_rows(features, device), device)
-        labels = CLUSTERERS[settings.method].load()(table, settings, watch)
-    num_clusters, num_outliers = int(labels.max(initial=-1)) + 1, int((labels == -1).sum())
-    reporter.message(
-        f"{settings.method}: {plural(num_clusters, 'cluster')}, {num_outliers:,} of {len(labels):,} images in none"
-    )
-    return PseudoLabels(labels, num_clusters, num_outliers, watch.seconds)
+        return PseudoLabels(np.empty(0, dtype=np.int64), 0, 0, {})
+    watch = Stopwatch(group.device)
+    with watch.stage("neighbors"):
+        table = FeatureTable(_unit_rows(features, group.device), group.device)
+    labels = cluster(table, settings, group, watch)
+    return PseudoLabels(labels, int(labels.max(initial=-1)) + 1, int((labels == -1).sum()), watch.seconds)
 
 
-def _device_of(features: FeatureArray, device: torch.device | None) -> torch.device:
-    return device or (features.device if isinstance(features, torch.Tensor) else torch.device("cpu"))
-
-
-def _unit_rows(features: FeatureArray, device: torch.device | None) -> torch.Tensor:
+def _unit_rows(features: FeatureArray, device: torch.device) -> torch.Tensor:
     rows = features if isinstance(features, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(features))
-    rows = rows.detach().to(_device_of(features, device), torch.float32)
+    rows = rows.detach().to(device, torch.float32)
     lengths = torch.linalg.vector_norm(rows, dim=1)
     bad = torch.nonzero(~(torch.isfinite(lengths) & (lengths > 0)))[:, 0]
     if len(bad):

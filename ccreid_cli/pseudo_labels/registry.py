@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ccreid_cli.core.components import Component
+from ccreid_cli.core.components import Component, find_row, require
 
 if TYPE_CHECKING:
     from ccreid_cli.pseudo_labels.clustering import Clusterer
@@ -50,3 +50,15 @@ CLUSTERERS: dict[str, ClustererRow] = {
     ),
 }
 """Defaults are those of the November 2021 version."""
+
+
+def load_clusterer(name: str) -> Clusterer:
+    """Return the clusterer called `name`.
+
+    Raises:
+        UsageError: There is none, or it needs a package that is not installed.
+    """
+    row = find_row(CLUSTERERS, "clusterer", name)
+    if row.needs:
+        require(*row.needs)
+    return row.load()

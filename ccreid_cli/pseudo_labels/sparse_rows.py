@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ccreid_cli.machine.device import free_gpu_bytes
+from ccreid_cli.machine.distributed import Group
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ def concatenate(parts: Sequence[SparseRows]) -> SparseRows:
     )
 
 
+def gather(rows: SparseRows, group: Group) -> SparseRows:
+    """Put the row ranges of all processes under one another, in each of them."""
+    lengths = group.gather_rows(rows.offsets.diff())
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return SparseRows(offsets, group.gather_rows(rows.columns), group.gather_rows(rows.values))
+
+
 def from_sorted_keys(keys: torch.Tensor, values: torch.Tensor, num_rows: int, num_columns: int) -> SparseRows:
     """Rows from ascending keys row·num_columns + column, (nnz,) int64, and their values."""
     rows = torch.div(keys, num_columns, rounding_mode="floor")
@@ -106,11 +114,14 @@ class Scratch:
     Args:
         num_columns: Columns of the matrix.
         device: Where it lies.
-        budget_bytes: Upper bound of its memory, as far as 16 rows allow.
+
+    Attributes:
+        budget_bytes: Upper bound of its memory, unless 16 rows need more.
     """
 
-    def __init__(self, num_columns: int, device: torch.device, budget_bytes: int) -> None:
-        self.num_rows = max(16, min(4096, budget_bytes // (4 * max(1, num_columns))))
+    def __init__(self, num_columns: int, device: torch.device) -> None:
+        self.budget_bytes = scratch_bytes(device)
+        self.num_rows = max(16, min(4096, self.budget_bytes // (4 * max(1, num_columns))))
         self.num_columns = num_columns
         self._table = torch.zeros(self.num_rows * num_columns, dtype=torch.int32, device=device)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.engine.extraction import extract_features
-from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.engine.retrieval_scores import distance_histogram, evaluate_features
 from ccreid_cli.images.opening import ImageSettings, image_settings, is_sharded, open_paths
 from ccreid_cli.machine.distributed import Group
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings
+from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 from ccreid_cli.report.choose import choose_clusters, choose_outliers, choose_rankings
 from ccreid_cli.report.content import Clusters, Retrieval
 from ccreid_cli.report.sources import Sources
@@ -56,7 +55,7 @@ def clusters(sources: Sources) -> Clusters | None:
         description="extract training set",
         reporter=reporter,
     )
-    labels = label_features(features, config, group, reporter).labels.astype(np.int64)
+    labels = pseudo_labels(features, ClusterSettings.of(config), group=group, reporter=reporter).labels
     return Clusters(
         checkpoint=sources.checkpoint,
         num_images=len(labels),

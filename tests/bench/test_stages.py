@@ -10,7 +10,8 @@ import numpy as np
 from ccreid_cli.bench.stages import baseline_average_precision
 from ccreid_cli.bench.synthetic import made_cameras, made_features
 from ccreid_cli.engine.retrieval_scores import evaluate_features
-from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings
+from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
 
 def test_baseline_labels_are_the_same() -> None:

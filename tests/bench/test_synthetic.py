@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from ccreid_cli.bench.synthetic import made_features, write_images
-from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings
+from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
 
 def test_made_features_are_unit_rows_with_overlapping_identities() -> None:

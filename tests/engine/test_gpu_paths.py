@@ -25,15 +25,15 @@ from ccreid_cli.cli.app import main
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DeviceError, Interrupted
 from ccreid_cli.engine.extraction import extract_features
-from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.engine.step import TrainStep
 from ccreid_cli.images.opening import keep_on_device
 from ccreid_cli.images.sharded_store import StepImages
 from ccreid_cli.machine.device import resolve_precision
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.models.reid_net import ReidNet
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
-from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
+from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 from ccreid_cli.pseudo_labels.sparse_rows import scratch_bytes
 
 KINDS = ["cuda", "mps"]
@@ -210,15 +210,18 @@ def test_labels_that_do_not_fit_are_made_on_the_cpu(tmp_path: Path, monkeypatch:
     torch.manual_seed(3)
     centres = torch.nn.functional.normalize(torch.randn(10, 16), dim=1).repeat_interleave(8, 0)
     rows = torch.nn.functional.normalize(centres + 0.05 * torch.randn(80, 16), dim=1)
-    config, reporter = TrainConfig(k1=8, k2=3, eps=0.5), tiny.Warnings()
-    expected = label_features(rows, config, Group(), reporter)
+    settings, reporter = ClusterSettings(k1=8, k2=3, eps=0.5), tiny.Warnings()
+    expected = pseudo_labels(rows, settings)
 
     def limited(device: torch.device) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     with pretended() as gpu:
         monkeypatch.setattr(torch.cuda, "mem_get_info", limited)
-        found = label_features(rows.to("cuda"), config, Group(device=gpu.device), reporter)
+        group = Group(device=gpu.device)
+        found = pseudo_labels(rows.to("cuda"), settings, group=group, reporter=reporter)
+        with pytest.raises(torch.OutOfMemoryError):  # nobody would hear of it
+            pseudo_labels(rows.to("cuda"), settings, group=group)
     np.testing.assert_array_equal(found.labels, expected.labels)
     assert found.num_clusters == 10 and "the same on the CPU" in reporter.said[-1]
 
@@ -253,7 +256,7 @@ def test_labels_are_those_of_the_cpu(kind: str, method: str) -> None:
     expected = pseudo_labels(rows, settings)
     assert expected.num_clusters > 10
     with pretended(kind):
-        found = pseudo_labels(rows.to(kind), settings, device=torch.device(kind))
+        found = pseudo_labels(rows.to(kind), settings, group=Group(device=torch.device(kind)))
     np.testing.assert_array_equal(found.labels, expected.labels)
 
 

@@ -24,13 +24,14 @@ from ccreid_cli.engine import score_blocks
 from ccreid_cli.engine.retrieval_scores import evaluate_features
 from ccreid_cli.images import decoding
 from ccreid_cli.images.store import open_store
+from ccreid_cli.machine.distributed import Group
 from ccreid_cli.method.memory import ClusterMemory
 from ccreid_cli.method.sampling import sample_epoch
 from ccreid_cli.pseudo_labels import neighbors, sparse_rows
-from ccreid_cli.pseudo_labels.clustering import dbscan
-from ccreid_cli.pseudo_labels.jaccard import jaccard_graph
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings, dbscan
+from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
-from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
+from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
 SMALL, LARGE = 1500, 6000
 LINEAR = 5.0
@@ -63,8 +64,6 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(neighbors, "_CPU_BLOCK_BYTES", 1 << 18)
         patch.setattr(sparse_rows, "scratch_bytes", lambda device: 1 << 18)
-        patch.setattr("ccreid_cli.pseudo_labels.jaccard.scratch_bytes", lambda device: 1 << 18)
-        patch.setattr("ccreid_cli.pseudo_labels.overlap.scratch_bytes", lambda device: 1 << 18)
         patch.setattr(score_blocks, "_SCORES_PER_BLOCK", 100_000)
         yield
 
@@ -80,8 +79,8 @@ def found() -> dict[int, Any]:
     for size in (SMALL, LARGE):
         table = FeatureTable(made_features(size, DIM)[0])
         similarities, indices = table.nearest(SETTINGS.k1, 0, size)
-        graph = jaccard_graph(similarities, indices, SETTINGS.k1, 6, features=table, max_distance=SETTINGS.eps)
-        sizes[size] = (table, similarities, indices, graph)
+        pairs = near_pairs(table, similarities, indices, SETTINGS.k1, 6, Group(), SETTINGS.eps)
+        sizes[size] = (table, similarities, indices, graph_from_pairs(pairs, size))
     return sizes
 
 
@@ -111,7 +110,7 @@ def test_jaccard_distances_take_linear_work(found: dict[int, Any], monkeypatch: 
     def elements(size: int) -> Elements:
         table, similarities, indices, _ = found[size]
         with Elements() as counted:
-            jaccard_graph(similarities, indices, SETTINGS.k1, 6, features=table, max_distance=SETTINGS.eps)
+            near_pairs(table, similarities, indices, SETTINGS.k1, 6, Group(), SETTINGS.eps)
         return counted
 
     with small_blocks(monkeypatch):

@@ -16,10 +16,7 @@ import steps_in_ranks
 import tiny
 import torch
 
-from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError, DeviceError, Interrupted, UsageError
-from ccreid_cli.core.reporter import SilentReporter
-from ccreid_cli.engine.labelling import label_features
 from ccreid_cli.machine import distributed
 from ccreid_cli.machine.distributed import Group, process_group
 
@@ -72,20 +69,6 @@ def test_deterministic_steps_are_the_same_bits_for_any_number_of_processes(tmp_p
     for rank in tiny.call_in_ranks(steps_in_ranks.train_in_group, 3, tmp_path, options, 5):
         for kind in ("gradients", "state", "centroids"):
             tiny.assert_same(rank[kind], alone[kind])
-
-
-@pytest.mark.parametrize("method", ["dbscan", "infomap"])
-def test_labels_equal_those_of_one_process(method: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    if method == "infomap":
-        pytest.importorskip("infomap")
-    centres = rng.normal(size=(12, 24))
-    rows = centres[rng.integers(0, 12, 301)] + 1.3 * rng.normal(size=(301, 24))
-    features = torch.nn.functional.normalize(torch.from_numpy(rows).float(), dim=1)
-    settings: dict[str, Any] = {"cluster": method, "eps": 0.6, "k1": 15, "k2": 4}
-    alone = label_features(features, TrainConfig(**settings), Group(), SilentReporter())
-    assert alone.num_clusters > 3 and (method == "infomap" or alone.num_outliers > 3)
-    for labels in tiny.call_in_ranks(steps_in_ranks.labels_in_group, 3, tmp_path, features, settings):
-        np.testing.assert_array_equal(labels, alone.labels)
 
 
 WORLDS = [2, pytest.param(4, marks=pytest.mark.long)]

@@ -87,12 +87,6 @@ def test_values_out_of_range_are_named(wrong: dict[str, float], named: str) -> N
         ClusterSettings(**wrong)  # type: ignore[arg-type]  # wrong on purpose
 
 
-def test_unknown_method_gets_a_guess() -> None:
-    with pytest.raises(UsageError) as caught:
-        ClusterSettings(method="dbscam")
-    assert '"dbscan"' in (caught.value.hint or "")
-
-
 def test_quality_of_perfect_labels() -> None:
     ids = np.array([7, 7, 7, 9, 9, 4])
     assert label_quality(np.array([1, 1, 1, 0, 0, 2]), ids) == pytest.approx({"ari": 1, "nmi": 1, "purity": 1})

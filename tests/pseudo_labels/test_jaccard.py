@@ -12,23 +12,26 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ccreid_cli.pseudo_labels import jaccard
-from ccreid_cli.pseudo_labels.jaccard import average_weights, expansion_weights, graph_from_pairs, jaccard_graph
+from ccreid_cli.machine.distributed import Group
+from ccreid_cli.pseudo_labels import jaccard, overlap, sparse_rows
+from ccreid_cli.pseudo_labels.jaccard import (
+    average_weights,
+    expansion_weights,
+    graph_from_pairs,
+    near_pairs,
+    reciprocal_weights,
+)
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
-from ccreid_cli.pseudo_labels.overlap import OverlapSearch, OverlapSums
+from ccreid_cli.pseudo_labels.overlap import OverlapSearch, OverlapSums, join_pairs
 from ccreid_cli.pseudo_labels.sparse_rows import concatenate
 
 SMALL = Path(__file__).parents[1] / "golden"
 
 
-def graph_of(
-    features: NDArray[np.float32], k1: int, k2: int, max_distance: float = 1.0, block_bytes: int | None = None
-) -> sparse.csr_matrix:
+def graph_of(features: NDArray[np.float32], k1: int, k2: int, max_distance: float = 1.0) -> sparse.csr_matrix:
     table = FeatureTable(features)
     similarities, indices = table.nearest(k1, 0, len(table))
-    return jaccard_graph(
-        similarities, indices, k1, k2, features=table, max_distance=max_distance, block_bytes=block_bytes
-    )
+    return graph_from_pairs(near_pairs(table, similarities, indices, k1, k2, Group(), max_distance), len(table))
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(30, 6), (20, 6), (15, 1)])
@@ -90,11 +93,12 @@ def test_cut_graph_holds_exactly_the_near_pairs(rng: np.random.Generator, max_di
     np.testing.assert_array_equal(cut, np.where(everything <= np.float32(max_distance), everything, 1))
 
 
-def test_same_bits_for_any_block_size(rng: np.random.Generator) -> None:
+def test_same_bits_for_any_block_size(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     features = oracles.unit_rows(rng, 500, 16, clusters=30)
     expected = graph_of(features, 15, 4, 0.6)
     for block_bytes in (1 << 8, 1 << 12, 1 << 18, 1 << 26):
-        found = graph_of(features, 15, 4, 0.6, block_bytes)
+        monkeypatch.setattr(sparse_rows, "scratch_bytes", lambda device, block_bytes=block_bytes: block_bytes)
+        found = graph_of(features, 15, 4, 0.6)
         for name in ("data", "indices", "indptr"):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
@@ -113,8 +117,8 @@ def test_row_ranges_put_together_give_the_same_bits(rng: np.random.Generator, cu
     ]
     averaged = [average_weights(concatenate(own), indices, 4, start, stop) for start, stop in ranges]
     search = OverlapSearch(concatenate(averaged), 4 * unit, 0.6)
-    found = graph_from_pairs([search.pairs(start, stop) for start, stop in ranges], 300)
-    expected = jaccard_graph(similarities, indices, 12, 4, features=table, max_distance=0.6)
+    found = graph_from_pairs(join_pairs([search.pairs(start, stop) for start, stop in ranges]), 300)
+    expected = graph_of(table.rows.numpy(), 12, 4, 0.6)
     assert (found != expected).nnz == 0 and found.nnz == expected.nnz
 
 
@@ -126,12 +130,11 @@ def test_weights_of_a_row_sum_to_one(rng: np.random.Generator) -> None:
     torch.testing.assert_close(sums.double() / (1 << 28), torch.ones(200, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
-def test_dense_rows_agree_with_the_graph(rng: np.random.Generator) -> None:
+def test_dense_rows_agree_with_the_graph(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "scratch_bytes", lambda device: 1 << 10)
     table = FeatureTable(oracles.unit_rows(rng, 200, 16, clusters=10))
     similarities, indices = table.nearest(12, 0, 200)
-    unit = jaccard.weight_unit(1)
-    weights = expansion_weights(table, similarities, indices, 0, 200, half=jaccard.half_size(12), unit=unit)
-    sums = OverlapSums(weights, unit, block_bytes=1 << 10)
+    sums = OverlapSums(*reciprocal_weights(table, similarities, indices, 12, 1, Group()))
     found = torch.cat([sums.distances(first, last) for first, last in sums.blocks(0, 200)]).float()
     np.testing.assert_allclose(found.numpy(), oracles.dense(graph_of(table.rows.numpy(), 12, 1)), atol=1e-7)
 
@@ -150,12 +153,10 @@ def work_of(total: int) -> tuple[int, int, int]:
     features = oracles.unit_rows(np.random.default_rng(1), total, 24, clusters=total // 16)
     table = FeatureTable(features)
     similarities, indices = table.nearest(12, 0, total)
-    unit = jaccard.weight_unit(4)
-    weights = expansion_weights(table, similarities, indices, 0, total, half=7, unit=unit)
-    weights = average_weights(weights, indices, 4, 0, total)
-    search = OverlapSearch(weights, 4 * unit, 0.5)
+    weights, scale = reciprocal_weights(table, similarities, indices, 12, 4, Group())
+    search = OverlapSearch(weights, scale, 0.5)
     tracemalloc.start()
-    graph_from_pairs([search.pairs(0, total)], total)
+    graph_from_pairs(search.pairs(0, total), total)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return len(weights.columns), int((search.end - search.begin).sum()), peak

@@ -6,9 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from ccreid_cli.pseudo_labels import neighbors
-from ccreid_cli.pseudo_labels.neighbors import FeatureTable, k_nearest
+from ccreid_cli.pseudo_labels.neighbors import FeatureTable
+
+
+def k_nearest(
+    features: NDArray[np.floating], k: int, device: torch.device | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    similarities, indices = FeatureTable(features, device).nearest(k, 0, len(features))
+    return similarities.cpu().numpy(), indices.cpu().numpy()
+
 
 FORMATS = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -82,8 +91,6 @@ def test_same_bits_for_any_block_size_row_range_and_format(rng: np.random.Genera
             found = table.nearest(12, start, stop)
             np.testing.assert_array_equal(found[0].numpy(), similarities[start:stop])
             np.testing.assert_array_equal(found[1].numpy(), indices[start:stop])
-    part = k_nearest(rows, 12, start=100, stop=200)
-    np.testing.assert_array_equal(part[1], indices[100:200])
 
 
 def test_gathered_products_agree_with_the_sampled_ones(rng: np.random.Generator) -> None:

@@ -4,11 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import steps_in_ranks
+import third_clusterer
+import tiny
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from ccreid_cli.core.errors import DataError
-from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
+from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings
+from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
+from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
 SMALL = Path(__file__).parents[1] / "golden"
 CASES = [(30, 6, 0.4), (30, 6, 0.5), (30, 6, 0.6), (30, 6, 0.7), (20, 6, 0.5), (20, 6, 0.6), (15, 1, 0.6)]
@@ -100,3 +105,42 @@ def test_infomap_separates_well_separated_clusters(rng: np.random.Generator) -> 
     found = pseudo_labels(rows, ClusterSettings(method="infomap", eps=0.5, k1=15, k2=4))
     np.testing.assert_array_equal(found.labels, ids)
     assert set(found.seconds) == {"neighbors", "clustering"}
+
+
+def noisy_rows(rng: np.random.Generator, noise: float) -> tuple[torch.Tensor, np.ndarray]:
+    """301 unit rows around 12 centres, and which centre each is of."""
+    ids = np.sort(rng.integers(0, 12, 301))
+    rows = rng.normal(size=(12, 24))[ids] + noise * rng.normal(size=(301, 24))
+    return torch.nn.functional.normalize(torch.from_numpy(rows).float(), dim=1), ids
+
+
+@pytest.mark.parametrize("method", ["dbscan", "infomap"])
+def test_labels_do_not_depend_on_the_number_of_processes(method: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    if method == "infomap":
+        pytest.importorskip("infomap")
+    rows, _ = noisy_rows(rng, 1.3)
+    settings = ClusterSettings(method, 0.6, 15, 4)
+    alone = pseudo_labels(rows, settings)
+    assert alone.num_clusters > 3 and (method == "infomap" or alone.num_outliers > 3)
+    for labels in tiny.call_in_ranks(steps_in_ranks.labels_in_group, 3, tmp_path, rows, settings):
+        np.testing.assert_array_equal(labels, alone.labels)
+
+
+def test_a_clusterer_needs_one_row(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, ids = noisy_rows(rng, 0.2)
+    settings = ClusterSettings("third", 0.7, 40)
+    with pytest.raises(UsageError, match='there is no clusterer "third"'):
+        pseudo_labels(rows, settings)
+    monkeypatch.setitem(CLUSTERERS, "third", third_clusterer.ROW)
+    alone = pseudo_labels(rows, settings)
+    np.testing.assert_array_equal(alone.labels, ids)
+    assert set(alone.seconds) == {"neighbors", "components"}
+    for labels in tiny.call_in_ranks(steps_in_ranks.labels_in_group, 2, tmp_path, rows, settings):
+        np.testing.assert_array_equal(labels, ids)
+
+
+def test_rows_that_are_no_direction_are_named_by_every_process(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows, _ = noisy_rows(rng, 1.0)
+    rows[17] = torch.nan
+    for said in tiny.call_in_ranks(steps_in_ranks.labels_in_group, 2, tmp_path, rows, ClusterSettings()):
+        assert "row 17" in said

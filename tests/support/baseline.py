@@ -17,7 +17,8 @@ from sklearn.cluster import DBSCAN
 from sklearn.metrics import adjusted_rand_score
 
 from ccreid_cli.bench.base import read_rows
-from ccreid_cli.pseudo_labels.pipeline import ClusterSettings, pseudo_labels
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings
+from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import third_clusterer
 import tiny
 import torch
 from torch import Tensor
 
-from ccreid_cli.core.config import TrainConfig
+from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.engine.step import TrainStep, make_optimizer
 from ccreid_cli.images.augment import draw_augmentation
@@ -20,6 +21,9 @@ from ccreid_cli.machine.distributed import Group, process_group
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.cluster_contrast import ClusterContrast
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings
+from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
+from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
 CPU = torch.device("cpu")
 CLUSTERS = 5
@@ -113,12 +117,14 @@ def exchange(rows_per_rank: list[int]) -> dict[str, Any]:
     return result
 
 
-def labels_in_group(features: Tensor, settings: dict[str, Any]) -> Any:
-    from ccreid_cli.core.config import TrainConfig
-    from ccreid_cli.engine.labelling import label_features
-
-    with process_group(CPU, 30) as group:
-        return label_features(features, TrainConfig(**settings), group, SilentReporter()).labels
+def labels_in_group(features: Tensor, settings: ClusterSettings) -> Any:
+    """Return labels, or the error's words; the clusterer "third" is there too."""
+    CLUSTERERS["third"] = third_clusterer.ROW
+    try:
+        with process_group(CPU, 30) as group:
+            return pseudo_labels(features, settings, group=group).labels
+    except DataError as error:
+        return error.message
 
 
 def evaluation_in_group(query: Tensor, gallery: Tensor, dataset: Any) -> Any:
