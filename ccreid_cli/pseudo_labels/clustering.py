@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +15,6 @@ from sklearn.neighbors import sort_graph_by_row_values
 
 from ccreid_cli.core.components import require
 from ccreid_cli.core.config import TrainConfig
-from ccreid_cli.core.errors import UsageError
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.stopwatch import Stopwatch
 from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs
@@ -25,7 +23,7 @@ from ccreid_cli.pseudo_labels.neighbors import FeatureTable, shared_neighbors
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """How features become labels.
+    """How features become labels; the limits of the values are those of `TrainConfig`.
 
     Attributes:
         method: A name in `registry.CLUSTERERS`.
@@ -33,9 +31,6 @@ class ClusterSettings:
         k1: Nearest neighbours, the image itself included.
         k2: DBSCAN: neighbours that weights are averaged over. Infomap: clusters of at most so many images are dropped.
         min_samples: DBSCAN: images within eps, itself included, that make an image a core of a cluster.
-
-    Raises:
-        UsageError: A value is out of range.
     """
 
     method: str = "dbscan"
@@ -48,13 +43,6 @@ class ClusterSettings:
     def of(cls, config: TrainConfig) -> ClusterSettings:
         """Return those of a training run."""
         return cls(config.cluster, config.eps, config.k1, config.k2, config.min_samples)
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.eps) and 0 < self.eps < 1):
-            raise UsageError(f"--eps is {self.eps}, but must lie between 0 and 1", hint="the papers use 0.4 to 0.7")
-        for option, value in (("--k1", self.k1), ("--k2", self.k2), ("--min-samples", self.min_samples)):
-            if value < 1:
-                raise UsageError(f"{option} is {value}, but must be at least 1", hint="leave it out for its default")
 
 
 Clusterer = Callable[[FeatureTable, ClusterSettings, Group, Stopwatch], NDArray[np.int64]]

@@ -55,14 +55,14 @@ def clusters(sources: Sources) -> Clusters | None:
         description="extract training set",
         reporter=reporter,
     )
-    labels = pseudo_labels(features, ClusterSettings.of(config), group=group, reporter=reporter).labels
+    found = pseudo_labels(features, ClusterSettings.of(config), group=group, reporter=reporter)
     return Clusters(
         checkpoint=sources.checkpoint,
-        num_images=len(labels),
-        num_clusters=int(labels.max(initial=-1)) + 1,
-        num_outliers=int((labels < 0).sum()),
-        selections=choose_clusters(dataset, store, labels),
-        outliers=choose_outliers(dataset, store, labels),
+        num_images=len(found.labels),
+        num_clusters=found.num_clusters,
+        num_outliers=found.num_outliers,
+        selections=choose_clusters(dataset, store, found.labels),
+        outliers=choose_outliers(dataset, store, found.labels),
     )
 
 

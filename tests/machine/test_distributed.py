@@ -18,7 +18,7 @@ import torch
 
 from ccreid_cli.core.errors import DataError, DeviceError, Interrupted, UsageError
 from ccreid_cli.machine import distributed
-from ccreid_cli.machine.distributed import Group, process_group
+from ccreid_cli.machine.distributed import process_group
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

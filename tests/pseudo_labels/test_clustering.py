@@ -8,7 +8,7 @@ from scipy import sparse
 from sklearn.cluster import DBSCAN
 
 from ccreid_cli.core.errors import UsageError
-from ccreid_cli.pseudo_labels.clustering import ClusterSettings, dbscan, infomap, label_quality
+from ccreid_cli.pseudo_labels.clustering import dbscan, infomap, label_quality
 
 
 def random_graph(rng: np.random.Generator, total: int) -> tuple[sparse.csr_matrix, np.ndarray]:
@@ -75,16 +75,6 @@ def test_missing_infomap_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UsageError) as caught:
         infomap(*blocks_of([3, 3]), 0.5, 4)
     assert "pip install 'ccreid[infomap]'" in (caught.value.hint or "")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "named"),
-    [({"eps": 0}, "--eps"), ({"eps": 1.5}, "--eps"), ({"eps": float("nan")}, "--eps")]
-    + [({name: 0}, f"--{name.replace('_', '-')}") for name in ("k1", "k2", "min_samples")],
-)
-def test_values_out_of_range_are_named(wrong: dict[str, float], named: str) -> None:
-    with pytest.raises(UsageError, match=named):
-        ClusterSettings(**wrong)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_quality_of_perfect_labels() -> None:

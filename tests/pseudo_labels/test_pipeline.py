@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import tiny
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from ccreid_cli.cli.app import main
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
@@ -137,6 +139,17 @@ def test_a_clusterer_needs_one_row(tmp_path: Path, rng: np.random.Generator, mon
     assert set(alone.seconds) == {"neighbors", "components"}
     for labels in tiny.call_in_ranks(steps_in_ranks.labels_in_group, 2, tmp_path, rows, settings):
         np.testing.assert_array_equal(labels, ids)
+
+
+def test_a_run_takes_another_clusterer(tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CLUSTERERS, "third", third_clusterer.ROW)
+    command = tiny.command(tiny_data, tmp_path, cluster="third", eps=0.999, epochs=1, iters=1)
+    monkeypatch.setattr(sys, "argv", ["ccreid", *command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    line = tiny.run_of(tmp_path).read_metrics()[0]
+    assert line["num_clusters"] > 1 and "components" in line["seconds"]
 
 
 def test_rows_that_are_no_direction_are_named_by_every_process(tmp_path: Path, rng: np.random.Generator) -> None:

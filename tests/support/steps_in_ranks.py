@@ -11,6 +11,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.engine.step import TrainStep, make_optimizer
