@@ -81,7 +81,6 @@ class DatasetInfo:
         sources: Archives to try, in this order; empty where it cannot be downloaded by a program.
         archive_size: Rough bytes of its own archive, or None where not known.
         test_ids_repeat: Whether test identities are numbered from 0 again, so that they repeat training numbers.
-        is_vehicle: Whether the objects are vehicles, not persons.
     """
 
     name: str
@@ -97,7 +96,6 @@ class DatasetInfo:
     sources: tuple[Source, ...] = ()
     archive_size: int | None = None
     test_ids_repeat: bool = False
-    is_vehicle: bool = False
 
     @property
     def help(self) -> str:
@@ -224,7 +222,6 @@ _ROWS = (
         "et al., PROVID, IEEE Transactions on Multimedia 2018.",
         homepage="https://github.com/JDAI-CV/VeRidataset",
         archive_size=1_000_000_000,
-        is_vehicle=True,
     ),
     DatasetInfo(
         name="cuhk03-np",
@@ -263,7 +260,6 @@ _ROWS = (
         terms="Given out by the authors to those who sign their agreement: research only, no redistribution. Cite Liu "
         "et al., Deep Relative Distance Learning, CVPR 2016.",
         homepage="https://pkuml.org/resources/pku-vehicleid.html",
-        is_vehicle=True,
     ),
     DatasetInfo(
         name="veri-wild",
@@ -276,7 +272,6 @@ _ROWS = (
         policy=Policy.BY_REQUEST,
         terms="Given out by the authors for academic research on request. Cite Lou et al., VERI-Wild, CVPR 2019.",
         homepage="https://github.com/PKU-IMRE/VERI-Wild",
-        is_vehicle=True,
     ),
 )
 
