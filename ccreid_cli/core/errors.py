@@ -1,6 +1,7 @@
 """The one exception tree. Everything a user can cause is a `CcreidError`.
 
-`cli.app` maps each class to an exit code. A message says what is wrong and where; `hint` says what to do about it.
+`cli.error_messages` maps each class to an exit code. A message says what is wrong and where; `hint` says what to do
+about it.
 """
 
 from __future__ import annotations

@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 
 from ccreid_cli.cli import output
-from ccreid_cli.cli.app import main
+from ccreid_cli.cli.app import build_app, main
 
 
 @dataclass
@@ -25,6 +27,19 @@ class Result:
 
 
 Cli = Callable[..., Result]
+
+
+def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+ROOT_COMMAND = get_command(build_app())
+COMMANDS = dict(_commands(ROOT_COMMAND, "ccreid"))
+"""Every command that does something, by the words that call it."""
 
 
 def call(arguments: tuple[object, ...]) -> int:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ccreid_cli import __main__, __version__
-from ccreid_cli.cli.app import EXIT_CODES, build_app, exit_code_of
+from ccreid_cli import __version__
+from ccreid_cli.cli.error_messages import EXIT_CODES, explain
 from ccreid_cli.core.errors import (
     CcreidError,
     CheckpointError,
@@ -24,7 +24,7 @@ from ccreid_cli.core.errors import (
     UsageError,
 )
 
-from .conftest import Cli, Trained
+from .conftest import COMMANDS, Cli, Trained
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
     ],
 )
 def test_exit_codes(error: CcreidError, code: int) -> None:
-    assert exit_code_of(error) == code
+    assert explain(error) == (code, "a", None)
 
 
 def test_every_error_class_has_an_exit_code() -> None:
@@ -269,12 +269,10 @@ def test_tables_need_no_colour_and_fit_a_pipe(
 
 
 def test_every_reporting_command_is_asked_for_json() -> None:
-    from ccreid_cli.cli.reference import commands, get_command
-
     elsewhere = {"data fetch", "cluster", "score", "extract", "search", "export", "report", "weights fetch", "bench"}
     with_json = {
         path.removeprefix("ccreid ")
-        for path, command in commands(get_command(build_app()))
+        for path, command in COMMANDS.items()
         if any("--json" in parameter.opts for parameter in command.params)
     }
     here = {
@@ -322,10 +320,9 @@ def _start(code: str, **environment: str) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_stop_quietly(number: signal.Signals) -> None:
     code = (
-        "import sys, time\nfrom ccreid_cli.cli import app, output\n"
-        "def wait(*arguments):\n    output.print_text('ready'); sys.stdout.flush(); time.sleep(60)\n"
-        "app.output.print_text, sys.argv = output.print_text, ['ccreid', 'recipes']\n"
-        "import ccreid_cli.core.recipes as recipes\nrecipes.recipe_names = wait\napp.main()"
+        "import sys, time\nfrom ccreid_cli.cli import app, system\n"
+        "def wait(app):\n    print('ready', flush=True); time.sleep(60)\n"
+        "system.register, sys.argv = wait, ['ccreid', 'doctor']\napp.main()"
     )
     process = _start(code)
     assert process.stdout is not None
@@ -373,11 +370,6 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert process.wait(timeout=30) in {0, 1, 120}
 
 
-def test_main_is_what_the_package_installs() -> None:
-    assert 'ccreid = "ccreid_cli.__main__:main"' in (ROOT / "pyproject.toml").read_text()
-    assert callable(__main__.main)
-
-
 def test_ctrl_c_ends_a_command_that_is_still_starting() -> None:
     """As if it came while the command line is imported, which takes a while."""
     process = _start(
@@ -390,29 +382,6 @@ def test_ctrl_c_ends_a_command_that_is_still_starting() -> None:
     assert process.stdout is not None and process.stderr is not None
     assert (process.stdout.read(), process.stderr.read()) == (b"", b"")
     assert process.wait(timeout=30) == 130
-
-
-def _cpu_seconds(command: list[str], **environment: str) -> float:
-    before = os.times()
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, capture_output=True
-    )
-    after = os.times()
-    assert done.returncode == 0, done.stderr
-    return after.children_user + after.children_system - before.children_user - before.children_system
-
-
-def test_start_up_is_not_much_more_than_that_of_its_libraries() -> None:
-    """Twice is the aim; processor time, and the best of seven, since the machine may be busy."""
-    start = "import sys; sys.argv = ['ccreid', {}]; from ccreid_cli.cli.app import main; main()"
-    libraries, page, completion = [], [], []
-    for _ in range(7):
-        libraries.append(_cpu_seconds([sys.executable, "-c", "import typer, rich.console"]))
-        page.append(_cpu_seconds([sys.executable, "-c", start.format("'--help'")]))
-        words = start.format("'train', '-d', 'ma'")
-        completion.append(_cpu_seconds([sys.executable, "-c", words], _CCREID_OFFER="quoted"))
-    assert min(page) < 2.25 * min(libraries)
-    assert min(completion) < 2 * min(libraries)
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from shells import TAB, Shell, make_command
-from typer.main import get_command
 
-from ccreid_cli.cli.answering import offers, unquote
-from ccreid_cli.cli.app import build_app
-from ccreid_cli.cli.completion import FILE_NAMES, SCRIPTS
+from ccreid_cli.cli.completion_answers import offers, unquote
+from ccreid_cli.cli.completion_scripts import FILE_NAMES, SCRIPTS
 from ccreid_cli.cli.progress import STYLES
 
-from .conftest import Cli
+from .conftest import ROOT_COMMAND, Cli
 
 COMPLETIONS = Path(__file__).parents[2] / "completions"
 
@@ -39,7 +36,9 @@ def test_fixed_choices_are_those_of_the_modules_that_take_them() -> None:
 @pytest.mark.parametrize("shell", sorted(SCRIPTS))
 def test_files_are_current(shell: str, cli: Cli) -> None:
     file = COMPLETIONS / FILE_NAMES[shell]
-    assert file.read_text() == cli("completion", shell).out, "run: python -m ccreid_cli.cli.completion completions"
+    assert file.read_text() == cli("completion", shell).out, (
+        "run: python -m ccreid_cli.cli.completion_scripts completions"
+    )
 
 
 def test_no_other_files_lie_there() -> None:
@@ -63,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _offered(*words: str) -> list[str]:
-    return [value for value, _ in offers(get_command(build_app()), words[:-1], words[-1])]
+    return [value for value, _ in offers(ROOT_COMMAND, words[:-1], words[-1])]
 
 
 @pytest.mark.usefixtures("folder")
@@ -99,6 +98,10 @@ def _offered(*words: str) -> list[str]:
         (["bench", "step", "l"], ["labels"]),
         (["train", "--prec"], ["--precision"]),
         (["train", "--precision", "fp32", "--prec"], []),
+        (["train", "--no-rep"], ["--no-report"]),
+        (["train", "--epochs", "many", "-d", "mark"], ["market1501"]),
+        (["train", "--eval-step", "5", "--eval-s"], []),
+        (["data", "make", "toy", ""], []),
         (["train", "--vers"], []),
         (["--vers"], ["--version"]),
         (["train", "--data-dir", ""], []),
@@ -111,7 +114,7 @@ def test_offers(words: list[str], expected: list[str]) -> None:
 
 
 def test_options_are_explained() -> None:
-    found = dict(offers(get_command(build_app()), ["train"], "--"))
+    found = dict(offers(ROOT_COMMAND, ["train"], "--"))
     assert found["--iters"].startswith("Steps per epoch")
     assert all(found.values())
     assert not any("\n" in text or "\\[" in text for text in found.values())
@@ -217,15 +220,15 @@ def test_install_completion(shell: str, place: str, tmp_path: Path) -> None:
     assert (tmp_path / place).exists()
 
 
-def test_it_answers_in_half_a_second(tmp_path: Path) -> None:
-    make_command(tmp_path)
-    environment = {**os.environ, "_CCREID_OFFER": "quoted"}
+def test_it_answers_in_half_a_second() -> None:
+    """Processor time, and the best of three, since the machine may be busy."""
+    environment = {**os.environ, "_CCREID_OFFER": "quoted", "PYTHONPATH": str(COMPLETIONS.parent)}
     seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [tmp_path / "ccreid", "train", "-d", "mark"], env=environment, capture_output=True, text=True
-        )
-        seconds.append(time.perf_counter() - start)
+    for _ in range(3):
+        before = os.times()
+        command = [sys.executable, "-m", "ccreid_cli", "train", "-d", "mark"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert done.stdout == "market1501\tMarket-1501\n"
     assert min(seconds) < 0.5

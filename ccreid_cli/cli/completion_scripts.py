@@ -1,8 +1,8 @@
 """`ccreid completion`: the scripts that let bash, zsh, fish and PowerShell complete a command line.
 
-Each script hands the words up to the cursor to ``ccreid`` itself (see `answering`) and shows what comes back; where
-nothing comes back, the shell completes file names. This module makes both what the command prints and the files in
-``completions/`` (``python -m ccreid_cli.cli.completion completions``).
+Each script hands the words up to the cursor to ``ccreid`` itself (see `completion_answers`) and shows what comes back;
+where nothing comes back, the shell completes file names. This module makes both what the command prints and the files
+in ``completions/`` (``python -m ccreid_cli.cli.completion_scripts completions``).
 """
 
 from __future__ import annotations
