@@ -103,7 +103,8 @@ def main() -> None:
 
 def _run(for_program: bool) -> None:
     """Answer a shell that completes, or do what the words say; Typer's box around wrong words is for people only."""
-    app = build_app(sys.argv)
+    # The scripts that `--install-completion` installs hand their words on in the environment.
+    app = build_app(None if "_CCREID_COMPLETE" in os.environ else sys.argv)
     if completion_answers.VARIABLE in os.environ:
         completion_answers.answer(app, sys.argv[1:], os.environ[completion_answers.VARIABLE])
     else:

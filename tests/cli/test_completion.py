@@ -220,6 +220,13 @@ def test_install_completion(shell: str, place: str, tmp_path: Path) -> None:
     assert (tmp_path / place).exists()
 
 
+def test_what_typer_installs_is_answered(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    monkeypatch.setenv("_CCREID_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "ccreid train -d mark")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert cli().out == "market1501\n"
+
+
 def test_it_answers_in_half_a_second() -> None:
     """Processor time, and the best of three, since the machine may be busy."""
     environment = {**os.environ, "_CCREID_OFFER": "quoted", "PYTHONPATH": str(COMPLETIONS.parent)}
