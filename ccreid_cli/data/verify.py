@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ccreid_cli.core.reporter import Reporter, SilentReporter, track
 from ccreid_cli.core.words import plural
@@ -20,6 +20,7 @@ from ccreid_cli.data.locate import Found, find_dataset, missing_error
 from ccreid_cli.data.reading import ProblemKind, build_dataset, load_dataset, problems_of, scan_place
 from ccreid_cli.data.records import SPLITS
 from ccreid_cli.data.splits import ReidDataset, queries_without_match
+from ccreid_cli.images.decoding import read_picture, reason_of
 
 
 @dataclass(frozen=True)
@@ -121,20 +122,20 @@ def verify_dataset(
 
 
 def decode_problems(paths: Sequence[Path], *, workers: int = 2, reporter: Reporter | None = None) -> list[BrokenImage]:
-    """Decode images to the last byte and return those that fail, in the order given."""
+    """Decode images to the last byte and return those that fail or cannot be shown, in the order given."""
     reporter = reporter or SilentReporter()
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        warnings.simplefilter("ignore")  # Pillow warns of odd files; the pixels are right
         reasons = track(reporter, pool.map(_decode, paths), "decoding", len(paths), "img")
         return [BrokenImage(str(path), reason) for path, reason in zip(paths, reasons, strict=True) if reason]
 
 
 def _decode(path: Path) -> str:
-    """Return why an image does not decode, or nothing."""
+    """Return why training would not read an image, or nothing."""
     try:
-        with Image.open(path) as image:
-            image.load()
+        read_picture(path)
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
-        return str(error) or type(error).__name__
+        return reason_of(error)
     return ""
 
 

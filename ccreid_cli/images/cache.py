@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.files import atomic_path, atomic_write_text, free_bytes
+from ccreid_cli.images.appearance import RULE_VERSION
 from ccreid_cli.images.decoding import Decoder
 
 CACHE_FOLDER = ".ccreid-cache"
@@ -30,7 +31,8 @@ class ImageCache:
 
     Attributes:
         file: The file of bytes. Its name depends on the paths and the size, so that changed sources overwrite it.
-        fingerprint: What the content depends on: the size, the decoder and every source's path, size, time of change.
+        fingerprint: What the content depends on: the size, the decoder, the rule of how pictures are shown, and every
+            source's path, size, time of change.
         shape: (N, height, width, 3).
     """
 
@@ -98,7 +100,7 @@ class ImageCache:
 
 
 def _fingerprint(decoder: Decoder) -> str:
-    digest = hashlib.sha256(f"{VERSION} {PIL.__version__} {decoder.height} {decoder.width}".encode())
+    digest = hashlib.sha256(f"{VERSION} {RULE_VERSION} {PIL.__version__} {decoder.height} {decoder.width}".encode())
     for path in decoder.paths:
         try:
             status = Path(path).stat()

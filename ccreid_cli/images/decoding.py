@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 
 from ccreid_cli.core.errors import BrokenImagesError
 from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.images.appearance import as_shown
 
 Broken = list[tuple[int, str]]
 """(position among the paths, reason) of images that cannot be read."""
@@ -27,27 +29,40 @@ Broken = list[tuple[int, str]]
 RESIZE_RULE = "bicubic"
 """How `to_pixels` interpolates, as files and model cards call it."""
 BROKEN_SHOWN = 5
+BROKEN_HINT = "Put whole copies, or such as can be shown, in their place, or remove them."
 CHUNK = 16
 T = TypeVar("T")
 
 
 def to_pixels(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
-    """Convert an image to RGB and resize it, bicubic, to exactly `height` × `width`.
+    """Resize an image as it is shown (`images.appearance`), bicubic, to exactly `height` × `width`.
 
-    The aspect ratio is not kept and an EXIF rotation is not applied, as in the reference.
+    The aspect ratio is not kept, as in the reference.
 
     Returns:
         (height, width, 3) uint8.
+
+    Raises:
+        Exception: As `as_shown`.
     """
-    colours = image if image.mode == "RGB" else image.convert("RGB")  # spares a copy
-    return np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(as_shown(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def read_picture(path: Path | str) -> Image.Image:
+    """Read an image file to its last byte, as it is shown.
+
+    Raises:
+        Exception: As `as_shown`; `reason_of` says why in words.
+    """
+    with Image.open(path) as image:
+        return as_shown(image)
 
 
 def decode(path: str, height: int, width: int) -> NDArray[np.uint8]:
     """Decode one image file and resize it: see `to_pixels`.
 
     Raises:
-        Exception: Whatever Pillow raises on a missing or broken file.
+        Exception: Whatever Pillow raises on a missing or broken file, and as `as_shown`.
     """
     with Image.open(path) as image:
         return to_pixels(image, height, width)
@@ -70,11 +85,12 @@ def decode_chunk(paths: Sequence[str], height: int, width: int) -> tuple[NDArray
         try:
             images[position - len(broken)] = decode(path, height, width)
         except Exception as error:  # Pillow's decoders raise nearly every type there is
-            broken.append((position, _reason(error)))
+            broken.append((position, reason_of(error)))
     return images[: len(paths) - len(broken)], broken
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Say in a few words why an image cannot be read or shown."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if "cannot identify image file" in str(error):
@@ -144,8 +160,7 @@ class Decoder:
 
         broken = self._run(decode_and_put, lambda _: None)
         if broken:
-            hint = "Put whole copies in their place, or remove them."
-            raise BrokenImagesError(describe_broken(self.paths, broken), hint)
+            raise BrokenImagesError(describe_broken(self.paths, broken), BROKEN_HINT)
 
     def _run(self, work: Callable[[int], tuple[T, Broken]], take: Callable[[T], object]) -> Broken:
         """Do `work` for the first position of every chunk, in threads, and `take` its results in order."""

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_path
+from ccreid_cli.images.decoding import read_picture, reason_of
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _GAP, _LINE, _MARGIN = 6, 16, 44
@@ -109,16 +110,15 @@ def save_sheet(sheet: Image.Image, out: Path) -> Path:
 def _shape_of(path: Path) -> float:
     """Return width / height of a picture, within what makes a readable cell."""
     try:
-        with Image.open(path) as image:
-            return min(2.0, max(0.35, image.width / image.height))
+        image = read_picture(path)
+        return min(2.0, max(0.35, image.width / image.height))
     except Exception:  # Pillow's decoders raise almost anything on damaged bytes
         return 0.5
 
 
 def _picture(path: Path, size: tuple[int, int], unread: dict[Path, str]) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return ImageOps.pad(image.convert("RGB"), size, color=_PAPER)
+        return ImageOps.pad(read_picture(path), size, color=_PAPER)
     except Exception as error:  # as above
-        unread[path] = str(error)
+        unread[path] = reason_of(error)
         return Image.new("RGB", size, _EMPTY)

@@ -17,7 +17,7 @@ from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.engine.checkpoint import digest
 from ccreid_cli.engine.extraction import checked_batch_size, extract_features
-from ccreid_cli.images.decoding import Broken, Decoder, decode, describe_broken, to_pixels
+from ccreid_cli.images.decoding import BROKEN_HINT, Broken, Decoder, decode, describe_broken, reason_of, to_pixels
 from ccreid_cli.images.store import ImageStore
 from ccreid_cli.inference.embedding_file import EmbeddingFile
 from ccreid_cli.inference.image_list import ImageList
@@ -92,14 +92,15 @@ class Embedder:
 
         Args:
             images: N image files, Pillow images or (H, W, 3) uint8 RGB arrays of any size, in any mixture, or one
-                (N, H, W, 3) array. A single image counts as a list of one.
+                (N, H, W, 3) array. A single image counts as a list of one. A Pillow image is taken as its file is:
+                turned by the EXIF orientation it carries, over white where it is transparent (`images.appearance`).
             batch_size: Images at once; by default what suits the device.
 
         Returns:
             (N, embedding_dim) float32, rows of length one, in the order of `images`.
 
         Raises:
-            DataError: Files are missing or broken; the message names them.
+            DataError: Images are missing, broken or of a kind that cannot be shown; the message names them.
             UsageError: Something is neither a path nor an image, or the batch size is less than 1.
         """
         items = _as_list(images)
@@ -165,7 +166,7 @@ class Embedder:
             try:
                 return decode(os.fspath(item), height, width)
             except Exception as error:  # Pillow's decoders raise nearly every type there is
-                raise DataError(f"image {position}, {item}, cannot be read: {error}.") from error
+                raise DataError(f"image {position}, {item}, cannot be read: {reason_of(error)}.") from error
         if isinstance(item, np.ndarray):
             if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or 0 in item.shape:
                 raise UsageError(
@@ -177,7 +178,10 @@ class Embedder:
             raise UsageError(
                 f"image {position} is a {type(item).__name__}.", "Give paths, Pillow images or uint8 arrays."
             )
-        return to_pixels(item, height, width)
+        try:
+            return to_pixels(item, height, width)
+        except Exception as error:  # as above
+            raise DataError(f"image {position} cannot be shown: {reason_of(error)}.") from error
 
 
 class _Rows:
@@ -250,7 +254,7 @@ def embed_images(
     if found.broken:
         text = describe_broken(images.names, found.broken)
         if strict or not len(found.kept):
-            raise DataError(f"{images.root}: {text}", "Put whole copies in their place, or remove them.")
+            raise DataError(f"{images.root}: {text}", BROKEN_HINT)
         reporter.warning(f"{images.root}: {text} They are left out.")
     broken = [{"name": images.names[position], "reason": reason} for position, reason in found.broken]
     return EmbeddingFile(found.features, images.select(found.kept), embedder.about()), broken

@@ -191,7 +191,9 @@ def contract_of(embedder: Embedder, uint8_input: bool) -> dict[str, Any]:
     """Return what a program must know to use an exported file, as plain JSON values."""
     height, width = embedder.input_size
     shape: list[Any] = ["N", height, width, 3] if uint8_input else ["N", 3, height, width]
-    steps = f"RGB, resize ({embedder.preprocessing.resize}) to height x width"
+    steps = (
+        f"RGB upright by EXIF, over white where transparent; resize ({embedder.preprocessing.resize}) to height x width"
+    )
     if not uint8_input:
         steps += ", / 255, minus mean, over std, channels first"
     return {

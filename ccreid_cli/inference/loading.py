@@ -160,6 +160,8 @@ def load_network(
 class Preprocessing:
     """How images are prepared: RGB, resized to height × width, / 255, minus mean, over std.
 
+    RGB is what a viewer shows: see `images.appearance`.
+
     Attributes:
         height: Rows of the network's input.
         width: Columns of the network's input.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.data.catalog import CATALOG, DatasetInfo
@@ -75,6 +76,13 @@ def test_own_images(tmp_path: Path, write_images: Write) -> None:
     (folder / "b.jpg").write_bytes(b"not a picture")
     report = verify_dataset(str(folder), tmp_path, decode=True)
     assert [image.path for image in report.broken] == [str(folder / "b.jpg")]
+
+
+def test_images_that_training_would_refuse_are_broken(tmp_path: Path, write_images: Write) -> None:
+    folder = write_images(tmp_path / "mine", ["a.jpg", "b.png"])
+    Image.new("F", (4, 4)).save(folder / "b.png", "TIFF")
+    (broken,) = verify_dataset(str(folder), tmp_path, decode=True).broken
+    assert broken.path == str(folder / "b.png") and "mode F" in broken.reason and "save it as" in broken.reason
 
 
 def test_absent_dataset(tmp_path: Path) -> None:

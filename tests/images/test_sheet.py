@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pictures import exif
 from PIL import Image
 
 from ccreid_cli.core.errors import DataError, UsageError
@@ -26,8 +28,15 @@ def test_cells_headings_and_captions_have_their_places(picture: Path) -> None:
 
 def test_what_cannot_be_read_is_grey_and_named(picture: Path) -> None:
     sheet, unread = draw_sheet([[Cell(picture), Cell(picture.with_name("gone.png"))]])
-    assert list(unread) == [picture.with_name("gone.png")] and "No such file" in unread[picture.with_name("gone.png")]
+    assert list(unread) == [picture.with_name("gone.png")] and "no such file" in unread[picture.with_name("gone.png")]
     assert sheet.getpixel((110, 60)) == (225, 225, 225)
+
+
+def test_a_picture_stands_upright_and_its_cell_has_its_shape(tmp_path: Path) -> None:
+    path = tmp_path / "turned.png"
+    Image.new("L", (64, 32), 9).save(path, exif=exif(6))  # 32 wide, 64 high when it is shown
+    sheet, _ = draw_sheet([[Cell(path)]], cell_height=64)
+    assert (np.asarray(sheet.convert("L")) == 9).sum() == 64 * 32
 
 
 def test_what_fits_no_sheet_is_refused(picture: Path) -> None:

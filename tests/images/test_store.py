@@ -94,21 +94,6 @@ def test_pixels_are_pillows_in_the_order_of_the_paths(paths: list[Path], cache: 
         np.testing.assert_array_equal(store.images, expected(order))
 
 
-def test_odd_kinds_of_image(tmp_path: Path) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8))
-    files = []
-    for mode, suffix in (("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("RGBA", "png"), ("LA", "png"), ("1", "png")):
-        files.append(tmp_path / f"{mode}.{suffix}")
-        picture.convert(mode).save(files[-1])
-    files.append(tmp_path / "sixteen.png")
-    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(30, 20) * 100).save(files[-1])
-    rotated = Image.Exif()
-    rotated[0x0112] = 6
-    files.append(tmp_path / "exif.jpg")
-    picture.save(files[-1], exif=rotated)
-    np.testing.assert_array_equal(open_store(files, 32, 16, cache_folder=None).images, expected(files))
-
-
 def test_gather_picks_any_images_without_changing_them(paths: list[Path], cache: Path) -> None:
     for folder in (None, cache):
         store = open_store(paths, 32, 16, cache_folder=folder)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pictures import exif
 from PIL import Image
 
 from ccreid_cli import Embedder, load_model
@@ -151,3 +152,24 @@ def test_embed_images_skips_or_stops(embedder: Embedder, files: list[Path], tmp_
         embed_images(embedder, list_folder(folder), strict=True)
     with pytest.raises(DataError, match="1 of 1"):
         embed_images(embedder, ImageList(folder, ("zz.jpg",)))
+
+
+def test_a_picture_counts_as_it_is_shown_from_a_file_and_from_memory(embedder: Embedder, tmp_path: Path) -> None:
+    stored = Image.fromarray(np.random.default_rng(5).integers(0, 256, (20, 30, 4), dtype=np.uint8))
+    path = tmp_path / "turned.png"
+    stored.save(path, exif=exif(6))
+    over_white = Image.alpha_composite(Image.new("RGBA", stored.size, "white"), stored).convert("RGB")
+    expected = embedder.embed(np.asarray(over_white.transpose(Image.Transpose.ROTATE_270)))
+    mixed = [path, Image.open(path), Image.open(path).copy(), over_white.transpose(Image.Transpose.ROTATE_270)]
+    np.testing.assert_allclose(embedder.embed(path), expected, atol=1e-2)
+    np.testing.assert_allclose(embedder.embed(mixed), np.repeat(expected, 4, axis=0), atol=1e-2)
+    np.testing.assert_array_equal(embedder.embed(Image.open(path)), embedder.embed(path))
+    assert np.abs(embedder.embed(stored.convert("RGB")) - expected).max() > 0.02
+
+
+def test_a_picture_that_cannot_be_shown_is_named(embedder: Embedder, tmp_path: Path) -> None:
+    deep = Image.new("F", (4, 4))
+    deep.save(tmp_path / "float.tif")
+    for images in ([deep], [tmp_path / "float.tif"], [tmp_path / "float.tif", deep]):
+        with pytest.raises(DataError, match="(image 0|float.tif).*mode F.*save it as 8-bit"):
+            embedder.embed(images)
