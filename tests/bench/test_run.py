@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from typer.testing import CliRunner
 
@@ -18,13 +19,15 @@ from ccreid_cli.cli import output
 from ccreid_cli.cli.app import build_app
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.models.registry import BACKBONES, BackboneRow
 
 CONFIG = TrainConfig(arch="tiny", height=32, width=16, precision="fp32", device="cpu", k1=8, k2=3, eps=0.5)
 SETTINGS = BenchSettings(CONFIG, 64, 16, dim=16, num_queries=30, num_gallery=90, budget=0.02)
 
 
 @pytest.fixture(autouse=True)
-def _small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_network_and_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, "tiny", BackboneRow("two convolutions", lambda: tiny.TinyNet))
     monkeypatch.setitem(measure.PRODUCT_SIDE, "cpu", 64)
     monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 16)
 
