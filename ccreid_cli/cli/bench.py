@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.core.words import plural
 
@@ -37,7 +37,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             help="labels, store, step, extract, eval or all. Default: all.",
-            autocompletion=completing.choices(*STAGES, "all"),
+            autocompletion=completion_values.choices(*STAGES, "all"),
         ),
     ] = None,
     num_images: Annotated[

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import completion_values, output
 
 BASH = r"""# bash completion for ccreid. `ccreid completion bash` prints this file.
 
@@ -136,7 +136,9 @@ def register(app: typer.Typer) -> None:
 
 
 def completion(
-    shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell.", autocompletion=completing.shells)],
+    shell: Annotated[
+        str, typer.Argument(help="bash, zsh, fish or powershell.", autocompletion=completion_values.shells)
+    ],
 ) -> None:
     """Print the completion script of a shell. Or, once for all: `ccreid --install-completion`.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import data_dir_or_default, refuse_existing
 from ccreid_cli.core.words import plural
@@ -21,12 +21,14 @@ data_app = typer.Typer(help="List, fetch, verify and show datasets.", no_args_is
 Name = Annotated[
     str,
     typer.Argument(
-        help="Dataset. Example: market1501", autocompletion=completing.rows("dataset", "all"), show_default=False
+        help="Dataset. Example: market1501", autocompletion=completion_values.rows("dataset", "all"), show_default=False
     ),
 ]
 Place = Annotated[
     str,
-    typer.Argument(help="Dataset, or a path to own images.", autocompletion=completing.datasets, show_default=False),
+    typer.Argument(
+        help="Dataset, or a path to own images.", autocompletion=completion_values.datasets, show_default=False
+    ),
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import logs_dir_or_default, named_data_dir, refuse_existing
 from ccreid_cli.cli.extract import model_request
@@ -25,7 +25,7 @@ def export(
         typer.Argument(
             metavar="RUN",
             help="A run (name or folder) or a checkpoint file, ours or the official code's.",
-            autocompletion=completing.runs,
+            autocompletion=completion_values.runs,
         ),
     ],
     form: Annotated[
@@ -35,7 +35,7 @@ def export(
             "-f",
             help="onnx (pip install 'ccreid\\[onnx]'), torchscript or safetensors.",
             rich_help_panel=opt.OUTPUT,
-            autocompletion=completing.choices("onnx", "torchscript", "safetensors"),
+            autocompletion=completion_values.choices("onnx", "torchscript", "safetensors"),
         ),
     ] = "onnx",
     out: Annotated[

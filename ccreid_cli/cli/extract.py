@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, refuse_existing
 from ccreid_cli.core.config import DATA
@@ -35,7 +35,7 @@ def extract(
         typer.Argument(
             metavar="FOLDER|DATASET",
             help="A folder of images (with all folders below it), a dataset by name, or a manifest.",
-            autocompletion=completing.datasets,
+            autocompletion=completion_values.datasets,
         ),
     ],
     resume: opt.Resume = None,
@@ -127,7 +127,7 @@ def search(
             "-g",
             rich_help_panel=DATA,
             help="Where to search: a folder of images, a feature file of `ccreid extract`, or a dataset (its gallery).",
-            autocompletion=completing.datasets,
+            autocompletion=completion_values.datasets,
         ),
     ],
     resume: opt.Resume = None,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ccreid_cli.cli import completing
+from ccreid_cli.cli import completion_values
 from ccreid_cli.core.components import Component
 from ccreid_cli.core.config import DATA, MODEL, RUN, may_change_on_resume, settings
 from ccreid_cli.core.errors import UsageError
@@ -70,7 +70,7 @@ RecipeName = Annotated[
         help="Published settings to start from, by name or TOML file; flags override them. Default: the recipe named "
         "like the dataset. Example: --recipe market1501-nov2021",
         rich_help_panel=DATA,
-        autocompletion=completing.recipes,
+        autocompletion=completion_values.recipes,
     ),
 ]
 ExtractBatch = Annotated[
@@ -101,7 +101,7 @@ ProgressStyle = Annotated[
         "--progress",
         help="auto, rich (live bars), plain (lines), json (lines) or none.",
         rich_help_panel=OUTPUT,
-        autocompletion=completing.progress_styles,
+        autocompletion=completion_values.progress_styles,
     ),
 ]
 Resume = Annotated[
@@ -110,7 +110,7 @@ Resume = Annotated[
         "--resume",
         help="A run (name or folder) or a checkpoint file, ours or the official code's. Example: --resume logs/RUN",
         rich_help_panel=MODEL,
-        autocompletion=completing.runs,
+        autocompletion=completion_values.runs,
     ),
 ]
 Checkpoint = Annotated[
@@ -119,7 +119,7 @@ Checkpoint = Annotated[
         "--checkpoint",
         help="Which checkpoint of a run: last or best.",
         rich_help_panel=MODEL,
-        autocompletion=completing.checkpoints,
+        autocompletion=completion_values.checkpoints,
         callback=_known_checkpoint,
     ),
 ]
@@ -197,7 +197,7 @@ def _annotation(field: SettingField) -> Any:
         *filter(None, [field.option, setting.short]),
         help=setting_help(field),
         rich_help_panel=setting.panel,
-        autocompletion=completing.of_setting(field),
+        autocompletion=completion_values.of_setting(field),
     )
     return Annotated[field.kind | None, option]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import logs_dir_or_default, named_data_dir, refuse_existing
 
@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def report(
     run: Annotated[
-        str, typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=completing.runs)
+        str, typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=completion_values.runs)
     ],
     out: Annotated[
         Path | None,

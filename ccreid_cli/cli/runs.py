@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import logs_dir_or_default
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 runs_app = typer.Typer(help="List, show, compare and remove runs.", no_args_is_help=True)
 
-Run = Annotated[str, typer.Argument(help="A run: name or folder.", autocompletion=completing.runs)]
-Runs = Annotated[list[str], typer.Argument(help="Runs: names or folders.", autocompletion=completing.runs)]
+Run = Annotated[str, typer.Argument(help="A run: name or folder.", autocompletion=completion_values.runs)]
+Runs = Annotated[list[str], typer.Argument(help="Runs: names or folders.", autocompletion=completion_values.runs)]
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import logs_dir_or_default, refuse_file, show_dataset
 from ccreid_cli.core.config import MODEL, RUN
@@ -36,7 +36,7 @@ def train(
             "--init-from",
             help="Start from the weights of a run or checkpoint, as a new run. Example: --init-from logs/RUN",
             rich_help_panel=MODEL,
-            autocompletion=completing.runs,
+            autocompletion=completion_values.runs,
         ),
     ] = None,
     gpus: opt.Gpus = None,
@@ -47,7 +47,7 @@ def train(
             "--resume",
             help="Go on with this run instead; as `ccreid resume`.",
             rich_help_panel=RUN,
-            autocompletion=completing.runs,
+            autocompletion=completion_values.runs,
         ),
     ] = None,
     report: opt.Report = True,
@@ -90,7 +90,7 @@ def train(
 
 def resume(
     run: Annotated[
-        str, typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=completing.runs)
+        str, typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=completion_values.runs)
     ],
     settings: opt.SettingsOnResume,
     gpus: opt.Gpus = None,

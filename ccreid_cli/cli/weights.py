@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ccreid_cli.cli import completing, output
+from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli.common import logs_dir_or_default, refuse_existing
 
@@ -48,7 +48,7 @@ def fetch(
         list[str],
         typer.Argument(
             help="Architectures, or all. Example: resnet50 resnet_ibn50a",
-            autocompletion=completing.rows("arch", "all"),
+            autocompletion=completion_values.rows("arch", "all"),
         ),
     ],
     as_json: opt.Json = False,
@@ -85,14 +85,14 @@ def where() -> None:
 @weights_app.command("convert")
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A run (name or folder) or a checkpoint file.", autocompletion=completing.runs)
+        str, typer.Argument(help="A run (name or folder) or a checkpoint file.", autocompletion=completion_values.runs)
     ],
     to: Annotated[
         str,
         typer.Option(
             "--to",
             help="The form: official, safetensors or torchvision (backbone only).",
-            autocompletion=completing.choices("official", "safetensors", "torchvision"),
+            autocompletion=completion_values.choices("official", "safetensors", "torchvision"),
         ),
     ],
     out: Annotated[
