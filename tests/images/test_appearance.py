@@ -93,6 +93,7 @@ MODES: dict[str, tuple[Callable[[], Image.Image], Pixel]] = {
     "P, another clear": (lambda: palette(1, 2), GREEN),
     "P, alphas": (lambda: palette(0, b"\x33\xff\xff"), (255, 204, 204)),
     "P in PNG": (lambda: saved(palette(0, b"\x33\xff\xff"), "PNG"), (255, 204, 204)),
+    "P in TIFF": (lambda: saved(palette(1), "TIFF"), GREEN),
     "P in GIF": (lambda: saved(palette(2, 2), "GIF"), WHITE),
     "L, clear": (lambda: with_transparency("L", 77, 77), WHITE),
     "L, another clear": (lambda: with_transparency("L", 76, 77), (77, 77, 77)),
@@ -207,11 +208,11 @@ def test_a_cache_of_another_rule_is_made_anew(tmp_path: Path, monkeypatch: pytes
 
 KEPT_MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
-    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B"),
+    "TIFF": ("1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B"),
     "WEBP": ("RGB", "RGBA"),
     "": ("1", "L", "LA", "La", "P", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I;16", "I;16B", "I"),
 }
-"""Lossless formats, "" for a picture in memory, and the modes they keep."""
+"""Lossless formats, "" for a picture in memory, and the modes they keep: TIFF no alpha of a palette."""
 DEEP = {"I": "<i4", "I;16": "<u2", "I;16B": ">u2"}
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
