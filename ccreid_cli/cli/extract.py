@@ -235,7 +235,7 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
         with_ids = any("id" in match for match in query["matches"])
         rows = []
         for match in query["matches"]:
-            known = [str(match["id"]), str(match["camera"])] if with_ids else []
+            known = [match["id"], match["camera"]] if with_ids else []
             rows.append([str(match["rank"]), f"{match['similarity']:.4f}", *known, match["name"]])
         columns = ["rank", "similarity", *(["id", "camera"] if with_ids else []), "image"]
         output.print_text(query["query"])

@@ -45,6 +45,7 @@ def cluster_features(
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.config import validate
     from ccreid_cli.core.errors import UsageError
+    from ccreid_cli.core.names import number_names
     from ccreid_cli.core.words import plural
     from ccreid_cli.engine.settings import brought_along, check_names
     from ccreid_cli.inference.feature_file import check_labels_form, normalize_rows, read_features, write_labels
@@ -83,7 +84,7 @@ def cluster_features(
         "num_outliers": found.num_outliers,
         "seconds": round(seconds, 3),
     }
-    quality = label_quality(found.labels, arrays.ids) if arrays.ids is not None else {}
+    quality = label_quality(found.labels, *number_names(arrays.ids)) if arrays.ids is not None else {}
     if as_json:
         where = None if out is None else str(out)
         output.print_json({"output": where, **counts, "stages": found.seconds, **quality})
@@ -107,11 +108,12 @@ def score_features(
 
     Rows are L2-normalised first. Example: `ccreid score --query q.npz --gallery g.npz --json`.
     """
+    from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.engine.retrieval_scores import evaluate_features
-    from ccreid_cli.inference.feature_file import read_scored_pair
+    from ccreid_cli.inference.scored_pair import read_scored_pair
     from ccreid_cli.machine.device import resolve_device
 
-    queries, entries = read_scored_pair(query, gallery)
+    queries, entries = read_scored_pair(query, gallery, make_reporter())
     evaluation = evaluate_features(
         queries.features,
         queries.ids,
@@ -123,6 +125,7 @@ def score_features(
         rerank=rerank,
     )
     if as_json:
-        output.print_json(evaluation.as_json())
+        left_out = {"num_queries_without_id": queries.num_left_out, "num_gallery_without_id": entries.num_left_out}
+        output.print_json(evaluation.as_json() | left_out)
         return
     output.print_evaluations("", {"re-ranked" if rerank else "features": evaluation.as_json()})

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.core.names import UNKNOWN
 from ccreid_cli.data.splits import ReidDataset, Split
 from ccreid_cli.images.sheet import Cell, check_sheet, draw_sheet, save_sheet
 
@@ -53,25 +54,35 @@ def contact_sheet(
 
 def _cells(split: Split, num_ids: int) -> tuple[list[str], list[str], dict[tuple[int, int], int]]:
     """Choose which image is in which cell: row names, column names, (row, column) -> index of the image."""
-    cameras = np.unique(split.camera_ids)
-    if not (split.person_ids >= 0).any():
+    if not split.num_ids:
         columns = max(1, min(8, len(split)))
         shown = range(min(len(split), num_ids * columns))
         return [""] * -(-len(shown) // columns), [""] * columns, {(i // columns, i % columns): i for i in shown}
-    cameras = cameras[:24]  # one column per image, where each is its own camera, would fit no screen
-    ids = _most_seen(split, num_ids)
+    cameras = np.unique(split.camera_ids)[:24]  # one column per image, where each has its own, would fit no screen
     cells: dict[tuple[int, int], int] = {}
-    for row, person_id in enumerate(ids):
+    rows = []
+    for row, person_id in enumerate(_most_seen(split, num_ids)):
+        own = split.person_ids == person_id
+        rows.append(f"id {split.identities[int(own.argmax())]}")
         for column, camera in enumerate(cameras):
-            found = np.flatnonzero((split.person_ids == person_id) & (split.camera_ids == camera))
+            found = np.flatnonzero(own & (split.camera_ids == camera))
             if len(found):
                 cells[row, column] = int(found[0])
-    return [f"id {person_id}" for person_id in ids], [f"cam {camera}" for camera in cameras], cells
+    named = [split.cameras[int((split.camera_ids == camera).argmax())] for camera in cameras]
+    return rows, [f"cam {name}" if name != UNKNOWN else "no camera" for name in named], cells
 
 
 def _most_seen(split: Split, num_ids: int) -> list[int]:
-    """Return the identities that most cameras saw, the lower number first among equals; 0 is nobody in particular."""
-    pairs = np.unique(np.stack([split.person_ids, split.camera_ids]), axis=1)
-    ids, num_cameras = np.unique(pairs[0], return_counts=True)
-    order = np.lexsort((ids, -num_cameras, ids <= 0))
+    """Return the identities that most cameras saw, the lower number first among equals; 0000 is nobody in particular.
+
+    Args:
+        split: The images, some of known identity.
+        num_ids: How many to return, at most.
+    """
+    known = split.person_ids >= 0
+    pairs, first = np.unique(np.stack([split.person_ids, split.camera_ids])[:, known], axis=1, return_index=True)
+    ids, start, num_cameras = np.unique(pairs[0], return_index=True, return_counts=True)
+    images = np.flatnonzero(known)[first[start]]
+    is_distractor = np.array([not split.identities[image].strip("0") for image in images], dtype=np.bool_)
+    order = np.lexsort((ids, -num_cameras, is_distractor))
     return sorted(ids[order][:num_ids].tolist())

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.names import UNKNOWN, name_of
 from ccreid_cli.data.records import SPLITS, Record
 
-MARKET_PATTERN = r"(-?\d+)_c(\d+)"
-JUNK_ID = -1
+MARKET_PATTERN = r"(-?[0-9]+)_c([0-9]+)"
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Scan:
 
     Attributes:
         records: Images by split; `camera` is as the files number it.
-        num_junk: Images by split with identity -1, which are left out.
+        num_junk: Images by split without an identity (-1), which are left out.
         misnamed: Images whose name does not follow the dataset's pattern, relative to the root; left out.
         absent: Images that a list names but that are not on disk, relative to the root; left out.
     """
@@ -34,7 +34,7 @@ class Scan:
 
     def add(self, split: str, record: Record) -> None:
         """Take one image in, or count it as junk."""
-        if record.person_id == JUNK_ID:
+        if record.identity == UNKNOWN:
             self.num_junk[split] += 1
         else:
             self.records[split].append(record)
@@ -45,7 +45,7 @@ class Scan:
 
     def num_ids(self, split: str) -> int:
         """Different identities of a split."""
-        return len({record.person_id for record in self.records[split]})
+        return len({record.identity for record in self.records[split]})
 
 
 class Layout(Protocol):
@@ -104,14 +104,14 @@ class FolderLayout:
     def read(self, root: Path) -> Scan:
         """Read the three folders."""
         scan = Scan()
-        pattern = re.compile(self.pattern)
+        pattern = re.compile(self.pattern, re.ASCII)
         for split, folder in zip(SPLITS, self.parts, strict=True):
             for name in list_images(root / folder, self.extensions):
                 match = pattern.match(name)
                 if match is None:
                     scan.misnamed.append(f"{folder}/{name}")
                 else:
-                    scan.add(split, Record(f"{folder}/{name}", int(match[1]), int(match[2])))
+                    scan.add(split, Record(f"{folder}/{name}", name_of(match[1]), match[2]))
         return scan
 
 
@@ -176,6 +176,21 @@ class _ListReader:
         )
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _digits(text: str) -> str:
+    """Return a field that must be a whole number, as it is written.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not _is_number(text.removeprefix("-")):
+        raise ValueError(f"{text} is no whole number")
+    return text
+
+
 def _read_msmt17(root: Path, train_folder: str, test_folder: str) -> Scan:
     """Read MSMT17's lists: ``0000/0000_000_01_0303morning_0008_0.jpg 0``, camera in the third field; train + val."""
     reader = _ListReader(root)
@@ -189,7 +204,8 @@ def _read_msmt17(root: Path, train_folder: str, test_folder: str) -> Scan:
         for number, line in reader.lines(list_name):
             try:
                 name, person_id = line.rsplit(maxsplit=1)
-                record = Record(f"{folder}/{name}", int(person_id), int(name.rpartition("/")[2].split("_")[2]))
+                camera = name.rpartition("/")[2].split("_")[2]
+                record = Record(f"{folder}/{name}", name_of(_digits(person_id)), _digits(camera))
             except (ValueError, IndexError):
                 reader.malformed(list_name, number, line, '"0000/0000_000_01_0303morning_0008_0.jpg 0"')
             reader.add(split, record)
@@ -213,17 +229,17 @@ def _read_vehicle_id(root: Path, test_list: str) -> Scan:
         for number, line in reader.lines(list_name):
             try:
                 image, person_id = line.split()
-                record = Record(f"image/{image}.jpg", int(person_id), int(image))
+                record = Record(f"image/{image}.jpg", name_of(_digits(person_id)), _digits(image))
             except ValueError:
                 reader.malformed(list_name, number, line, '"IMAGE VEHICLE", two numbers')
             if list_name == test_list:
                 test.append(record)
             else:
                 reader.add("train", record)
-    seen: set[int] = set()
+    seen: set[str] = set()
     for record in sorted(test):
-        reader.add("query" if record.person_id in seen else "gallery", record)
-        seen.add(record.person_id)
+        reader.add("query" if record.identity in seen else "gallery", record)
+        seen.add(record.identity)
     return reader.scan
 
 
@@ -237,11 +253,11 @@ def _read_veri_wild(root: Path, query_list: str, gallery_list: str) -> Scan:
     """Read VERI-Wild's lists (``vehicle/image``); cameras are in vehicle_info.txt (``vehicle/image;camera;...``)."""
     reader = _ListReader(root)
     info_name = "train_test_split/vehicle_info.txt"
-    cameras: dict[str, int] = {}
+    cameras: dict[str, str] = {}
     for number, line in reader.lines(info_name):
         fields = line.split(";")
-        if len(fields) > 1 and fields[1].strip().isdigit():
-            cameras[fields[0].strip()] = int(fields[1])
+        if len(fields) > 1 and _is_number(fields[1].strip()):
+            cameras[fields[0].strip()] = fields[1].strip()
         elif number > 1:  # the first line is the header
             reader.malformed(info_name, number, line, '"VEHICLE/IMAGE;CAMERA;..."')
     for split, list_name in (
@@ -252,9 +268,9 @@ def _read_veri_wild(root: Path, query_list: str, gallery_list: str) -> Scan:
         for number, line in reader.lines(list_name):
             image = line.removesuffix(".jpg")
             vehicle = image.partition("/")[0]
-            if image not in cameras or not vehicle.isdigit():
+            if image not in cameras or not _is_number(vehicle):
                 reader.malformed(list_name, number, line, "VEHICLE/IMAGE as listed in vehicle_info.txt")
-            reader.add(split, Record(f"images/{image}.jpg", int(vehicle), cameras[image]))
+            reader.add(split, Record(f"images/{image}.jpg", vehicle, cameras[image]))
     return reader.scan
 
 

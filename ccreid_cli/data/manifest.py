@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.names import UNKNOWN, name_of
 from ccreid_cli.core.suggest import did_you_mean
-from ccreid_cli.data.layouts import JUNK_ID
 from ccreid_cli.data.records import SPLITS, Record
 
 MANIFEST_ENDINGS = (".csv", ".tsv")
 COLUMNS = ("path", "id", "camera", "split")
-_NONE = -1  # no identity, no camera
 _EXAMPLE = "A manifest looks like: path,id,camera,split (first line), then images/a.jpg,17,2,train"
 
 
@@ -32,28 +32,24 @@ def read_manifest(path: Path) -> dict[str, list[Record]]:
     """Read a manifest.
 
     The first line names the columns path, id, camera and split, in any order; more columns are ignored. Paths are
-    absolute or relative to the manifest. Identities and cameras are numbers, or names that are numbered in their order.
-    In train both may be empty. Query and gallery need an identity, and a camera if any line has one. Identity -1 in the
-    gallery is junk and left out.
+    absolute or relative to the manifest. Identities and cameras are names, kept as they are written but for the space
+    around them; an empty field or -1 is none (see `core.names`). Queries and gallery images that have an identity need
+    a camera, too, if any line has one.
 
     Args:
         path: The file; ``.tsv`` is split at tabs, ``.csv`` at commas or semicolons, whichever its header uses.
 
     Returns:
-        Images by split; -1 where identity or camera is empty.
+        Images by split.
 
     Raises:
         DataError: Names file and line of the first thing that is wrong.
     """
     rows = _read_rows(path)
     _check_rows(path, rows)
-    ids = _numbered(row.id for row in rows)
-    cameras = _numbered(row.camera for row in rows)
     records: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for row in rows:
-        record = Record(_relative_name(row.path, path.parent), ids[row.id], cameras[row.camera])
-        if row.split != "gallery" or record.person_id != JUNK_ID:
-            records[row.split].append(record)
+        records[row.split].append(Record(_relative_name(row.path, path.parent), row.id, row.camera))
     return records
 
 
@@ -64,10 +60,11 @@ def _read_rows(path: Path) -> list[_Row]:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    lines = text.splitlines()
-    if not lines:
+    if not text:
         raise DataError(f"{path} is empty.", _EXAMPLE)
-    reader = csv.reader(lines, delimiter=_delimiter(path, lines[0]))
+    # Line by line with their ends: a name in quotes may hold a line break.
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=_delimiter(path, text.partition("\n")[0]))
     positions = _columns(path, next(reader))
     rows = []
     for fields in reader:
@@ -78,10 +75,18 @@ def _read_rows(path: Path) -> list[_Row]:
                 f"{path}, line {reader.line_num}: {len(fields)} fields, but {', '.join(COLUMNS)} are needed.", _EXAMPLE
             )
         values = {column: fields[position].strip() for column, position in positions.items()}
-        rows.append(_Row(reader.line_num, values["path"], values["id"], values["camera"], values["split"].lower()))
+        rows.append(_row(path, reader.line_num, values))
     if not rows:
         raise DataError(f"{path} has a header but no images.", _EXAMPLE)
     return rows
+
+
+def _row(path: Path, line: int, values: Mapping[str, str]) -> _Row:
+    try:
+        identity, camera = name_of(values["id"]), name_of(values["camera"])
+    except ValueError as error:
+        raise DataError(f"{path}, line {line}: {error}.", _EXAMPLE) from error
+    return _Row(line, values["path"], identity, camera, values["split"].lower())
 
 
 def _delimiter(path: Path, header: str) -> str:
@@ -127,23 +132,9 @@ def _problem(row: _Row, has_cameras: bool) -> str | None:
     if row.split not in SPLITS:
         guess = did_you_mean(row.split, SPLITS)
         return f'the split is "{row.split}", not train, query or gallery{f" ({guess})" if guess else ""}'
-    if row.split != "train" and not row.id or row.split == "query" and row.id == str(JUNK_ID):
-        return f"a {row.split} image needs an id"
-    if row.split != "train" and not row.camera and has_cameras:
+    if row.split != "train" and row.id != UNKNOWN and row.camera == UNKNOWN and has_cameras:
         return f"a {row.split} image needs a camera, as other lines have one"
     return None
-
-
-def _numbered(values: Iterable[str]) -> dict[str, int]:
-    """Give numbers to the different values: their own where all are whole numbers, else their places when sorted."""
-    different = sorted(set(values) - {"", str(JUNK_ID)})
-    try:
-        numbers = {value: int(value) for value in different}
-    except ValueError:
-        numbers = {value: number for number, value in enumerate(different)}
-    if any(number < 0 for number in numbers.values()):
-        numbers = {value: number for number, value in enumerate(different)}
-    return numbers | {"": _NONE, str(JUNK_ID): _NONE}
 
 
 def _relative_name(name: str, folder: Path) -> str:

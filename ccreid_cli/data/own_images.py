@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.names import UNKNOWN, name_of
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.words import plural
-from ccreid_cli.data.layouts import JUNK_ID, MARKET_PATTERN, list_images
+from ccreid_cli.data.layouts import MARKET_PATTERN, list_images
 from ccreid_cli.data.locate import is_archive_name
 from ccreid_cli.data.manifest import MANIFEST_ENDINGS, read_manifest
 from ccreid_cli.data.records import SPLITS, Record
-from ccreid_cli.data.splits import ReidDataset, Split, queries_without_match
+from ccreid_cli.data.splits import ReidDataset, queries_without_match
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-NO_CAMERA = -1
-"""Camera of an image whose name gives none, until cameras are numbered."""
 
 _SPLIT_FOLDERS = {
     "train": ("bounding_box_train", "image_train", "train"),
@@ -29,8 +30,7 @@ _SPLIT_FOLDERS = {
     "gallery": ("bounding_box_test", "image_test", "gallery", "test"),
 }
 _MARKET_NAME = re.compile(MARKET_PATTERN)
-_CAMERA_IN_NAME = re.compile(r"_c(\d+)")
-_UNKNOWN_ID = -1
+_CAMERA_IN_NAME = re.compile(r"_c([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,17 @@ def is_path_like(name: str) -> bool:
     return any(sign in name for sign in "/\\~") or name.startswith(".") or name.lower().endswith(MANIFEST_ENDINGS)
 
 
-def load_own_images(path: Path, reporter: Reporter) -> ReidDataset:
+def load_own_images(path: Path, reporter: Reporter, *, keep_unknown: bool = False) -> ReidDataset:
     """Load a user's own images.
 
     Args:
         path: A folder, or a CSV/TSV manifest. In a folder, split sub-folders (``bounding_box_train``, ``query``,
             ``bounding_box_test``; ``image_train``, ...; ``train``, ``query``, ``gallery`` or ``test``) are used where
             they exist; otherwise everything is for training. Inside, names like ``0002_c1_000451.jpg`` give identity
-            and camera; sub-folders are identities; anything else has neither. Identity -1 is junk and left out.
+            and camera; sub-folders are identities; anything else has neither.
         reporter: Told what was taken for what.
+        keep_unknown: Whether queries and gallery images without an identity stay, for what needs no identities;
+            otherwise they are left out and counted. Images to train on need none.
 
     Returns:
         The dataset. Cameras are numbered from 0 in their order; without any camera, evaluation removes no image.
@@ -67,16 +69,35 @@ def load_own_images(path: Path, reporter: Reporter) -> ReidDataset:
         DataError: There are no images, or a manifest is wrong.
     """
     if path.is_file():
+        root, by_value = path.parent, True
         records = _from_file(path)
-        root = path.parent
     else:
         root = _root_of(path, reporter)
-        records = _from_folder(root, reporter)
+        records, by_value = _from_folder(root, reporter)
     if not any(records.values()):
         raise DataError(f"no image was found in {path}.", f"Images end in {', '.join(IMAGE_ENDINGS)}.")
-    dataset = _build(path, root, records)
+    if not keep_unknown:
+        records = _without_unknown(path, records, reporter)
+    dataset = _build(path, root, records, by_value)
     _say_what_evaluation_will_do(dataset, reporter)
     return dataset
+
+
+def _without_unknown(path: Path, records: dict[str, list[Record]], reporter: Reporter) -> dict[str, list[Record]]:
+    """Leave out queries and gallery images that have no identity to be scored by."""
+    kept = {"train": records["train"]}
+    for split, one, many in (("query", "query", "queries"), ("gallery", "gallery image", "gallery images")):
+        kept[split] = [record for record in records[split] if record.identity != UNKNOWN]
+        left_out = len(records[split]) - len(kept[split])
+        if left_out:
+            verb = "was" if left_out == 1 else "were"
+            reporter.warning(f"{path}: {plural(left_out, one, many)} without an identity {verb} left out.")
+    if not any(kept.values()):
+        raise DataError(
+            f"{path}: no image is left to use, as no query and no gallery image has an identity.",
+            'Images to train on need none: put them in "train".',
+        )
+    return kept
 
 
 def _from_file(path: Path) -> dict[str, list[Record]]:
@@ -103,7 +124,8 @@ def _root_of(path: Path, reporter: Reporter) -> Path:
     return path
 
 
-def _from_folder(root: Path, reporter: Reporter) -> dict[str, list[Record]]:
+def _from_folder(root: Path, reporter: Reporter) -> tuple[dict[str, list[Record]], bool]:
+    """Return the images by split, and whether identities that are decimal numbers keep these as their numbers."""
     folders = _split_folders(root)
     if not folders:
         crops = {"train": _crops_in(root, root)}
@@ -115,23 +137,11 @@ def _from_folder(root: Path, reporter: Reporter) -> dict[str, list[Record]]:
             reporter.warning(f"{root}: {left_out} left out, being outside {_names(folders.values())}.")
     crops = {split: found for split, found in crops.items() if found}
     reader = _choose_reader(root, crops, reporter)
-    records: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    num_junk = 0
-    for split, found in crops.items():
-        read = [reader(crop) for crop in found]
-        records[split] = [record for record in read if record is not None]
-        num_junk += len(read) - len(records[split])
-    if num_junk and not any(records.values()):
-        raise DataError(
-            f"{root}: {'the one image is' if num_junk == 1 else f'all {num_junk:,} images are'} junk (identity -1).",
-            "Leave the -1 out of the names of images to train on.",
-        )
-    if num_junk:
-        reporter.message(f"{root}: {plural(num_junk, 'junk image is', 'junk images are')} left out (identity -1).")
-    return records
+    records = {split: [reader(crop) for crop in crops.get(split, [])] for split in SPLITS}
+    return records, reader is not _folder_record
 
 
-def _choose_reader(root: Path, crops: dict[str, list[_Crop]], reporter: Reporter) -> Callable[[_Crop], Record | None]:
+def _choose_reader(root: Path, crops: dict[str, list[_Crop]], reporter: Reporter) -> Callable[[_Crop], Record]:
     """Decide what names and sub-folders mean, from all splits together, and say so."""
     everything = [crop for found in crops.values() for crop in found]
     num_market = sum(_MARKET_NAME.match(crop.file_name) is not None for crop in everything)
@@ -140,10 +150,9 @@ def _choose_reader(root: Path, crops: dict[str, list[_Crop]], reporter: Reporter
         reporter.message(f"{root}: identities and cameras are taken from the file names.")
         return _market_record
     if everything and num_nested == len(everything):
-        identities = sorted({crop.identity for crop in everything})
-        numbers = {name: number for number, name in enumerate(name for name in identities if name != str(JUNK_ID))}
-        reporter.message(f"{root}: its sub-folders are taken as {plural(len(numbers), 'identity', 'identities')}.")
-        return lambda crop: _identity_record(crop, numbers)
+        identities = {name_of(crop.identity) for crop in everything} - {UNKNOWN}
+        reporter.message(f"{root}: its sub-folders are taken as {plural(len(identities), 'identity', 'identities')}.")
+        return _folder_record
     if "query" in crops or "gallery" in crops:
         stray = next(crop for crop in everything if not crop.identity and not _MARKET_NAME.match(crop.file_name))
         raise DataError(
@@ -157,7 +166,7 @@ def _choose_reader(root: Path, crops: dict[str, list[_Crop]], reporter: Reporter
         )
     else:
         reporter.message(f"{root}: taken as crops without identities or cameras.")
-    return lambda crop: Record(crop.name, _UNKNOWN_ID, NO_CAMERA)
+    return lambda crop: Record(crop.name, UNKNOWN, UNKNOWN)
 
 
 def _names_agree_with_folders(crops: list[_Crop]) -> bool:
@@ -166,35 +175,23 @@ def _names_agree_with_folders(crops: list[_Crop]) -> bool:
     return len(pairs) == len({folder for folder, _ in pairs}) == len({identity for _, identity in pairs})
 
 
-def _market_record(crop: _Crop) -> Record | None:
+def _market_record(crop: _Crop) -> Record:
     match = _MARKET_NAME.match(crop.file_name)
-    if match is None or int(match[1]) == JUNK_ID:
-        return None
-    return Record(crop.name, int(match[1]), int(match[2]))
+    assert match is not None, "only chosen where all names match"
+    return Record(crop.name, name_of(match[1]), match[2])
 
 
-def _identity_record(crop: _Crop, numbers: dict[str, int]) -> Record | None:
-    if crop.identity not in numbers:
-        return None
+def _folder_record(crop: _Crop) -> Record:
     camera = _CAMERA_IN_NAME.search(crop.file_name)
-    return Record(crop.name, numbers[crop.identity], int(camera[1]) if camera else NO_CAMERA)
+    return Record(crop.name, name_of(crop.identity), camera[1] if camera else UNKNOWN)
 
 
-def _build(path: Path, root: Path, records: dict[str, list[Record]]) -> ReidDataset:
-    """Number the cameras from 0; without any, tell query from gallery so that evaluation removes nothing."""
-    numbers = sorted({record.camera for found in records.values() for record in found})
-    has_cameras = numbers != [NO_CAMERA]
-    camera_ids = {number: index for index, number in enumerate(numbers)}
-
-    def split(name: str) -> Split:
-        without = 1 if name == "gallery" else 0
-        return Split.from_records(
-            root,
-            (record._replace(camera=camera_ids[record.camera] if has_cameras else without) for record in records[name]),
-        )
-
-    train, query, gallery = (split(name) for name in SPLITS)
-    return ReidDataset(str(path), root, train, query, gallery, has_cameras=has_cameras)
+def _build(path: Path, root: Path, records: dict[str, list[Record]], by_value: bool) -> ReidDataset:
+    dataset = ReidDataset.from_records(str(path), root, records, ids_by_value=by_value)
+    if dataset.has_cameras:
+        return dataset
+    gallery = replace(dataset.gallery, camera_ids=np.ones(len(dataset.gallery), dtype=np.int64))
+    return replace(dataset, gallery=gallery)  # by its number, too, it shares no camera with the queries
 
 
 def _say_what_evaluation_will_do(dataset: ReidDataset, reporter: Reporter) -> None:

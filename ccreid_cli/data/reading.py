@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.core.names import UNKNOWN, numbering
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.core.words import plural
@@ -16,7 +16,7 @@ from ccreid_cli.data.catalog import CATALOG, DatasetInfo, Place, Policy
 from ccreid_cli.data.layouts import Scan
 from ccreid_cli.data.locate import Found, find_dataset, how_to_get, missing_error
 from ccreid_cli.data.own_images import is_path_like, load_own_images
-from ccreid_cli.data.records import SPLITS, Record
+from ccreid_cli.data.records import SPLITS
 from ccreid_cli.data.splits import ReidDataset, Split
 
 __all__ = [
@@ -89,13 +89,14 @@ class DatasetState:
         return asdict(self) | {"root": str(self.root) if self.root else None, "problems": list(self.problems)}
 
 
-def load_dataset(name: str, data_dir: Path, reporter: Reporter) -> ReidDataset:
+def load_dataset(name: str, data_dir: Path, reporter: Reporter, *, keep_unknown: bool = False) -> ReidDataset:
     """Load a dataset of the catalogue, or a user's own images.
 
     Args:
         name: A name of the catalogue (which wins), or the path of a folder or manifest of own images.
         data_dir: The data directory; read for names of the catalogue only.
         reporter: Told of everything that is not as published or was guessed.
+        keep_unknown: Whether own queries and gallery images without an identity stay (see `load_own_images`).
 
     Returns:
         The dataset. The toy dataset is made when it is not there yet.
@@ -106,7 +107,7 @@ def load_dataset(name: str, data_dir: Path, reporter: Reporter) -> ReidDataset:
     """
     info = CATALOG.get(name)
     if info is None:
-        return _load_own(name, reporter)
+        return _load_own(name, reporter, keep_unknown)
     found = find_dataset(info, data_dir)
     if found is None and info.policy is Policy.MADE:
         found = _make(info, data_dir, reporter)
@@ -147,7 +148,7 @@ def scan_place(place: Place, root: Path) -> Scan:
 
 
 def build_dataset(info: DatasetInfo, root: Path, scan: Scan) -> ReidDataset:
-    """Make a dataset of what a scan found; camera numbers become ids from 0.
+    """Make a dataset of what a scan found; cameras are numbered from 0 as `info` lists them.
 
     Args:
         info: The dataset.
@@ -157,15 +158,16 @@ def build_dataset(info: DatasetInfo, root: Path, scan: Scan) -> ReidDataset:
     Returns:
         The dataset, each split sorted by name.
     """
-    camera_ids = {number: index for index, number in enumerate(info.cameras or ())}
-
-    def split(records: Sequence[Record]) -> Split:
-        if info.cameras is None:
-            return Split.from_records(root, records)
-        return Split.from_records(root, (record._replace(camera=camera_ids[record.camera]) for record in records))
-
-    train, query, gallery = (split(scan.records[name]) for name in SPLITS)
-    return ReidDataset(info.name, root, train, query, gallery, has_cameras=info.cameras is not None)
+    if info.cameras is None:
+        # What stands in for cameras keeps evaluation from removing anything; it names none.
+        stand_ins = numbering(record.camera for found in scan.records.values() for record in found)
+        dataset = ReidDataset.from_records(info.name, root, scan.records, camera_numbers=stand_ins)
+        train, query, gallery = (replace(split, cameras=(UNKNOWN,) * len(split)) for split in dataset.splits.values())
+        return replace(dataset, train=train, query=query, gallery=gallery, has_cameras=False)
+    numbers = {str(number): index for index, number in enumerate(info.cameras)}
+    used = {record.camera for found in scan.records.values() for record in found}
+    camera_numbers = {camera: numbers[_without_zeros(camera)] for camera in used}
+    return ReidDataset.from_records(info.name, root, scan.records, camera_numbers=camera_numbers)
 
 
 def problems_of(info: DatasetInfo, place: Place, root: Path, scan: Scan) -> list[Problem]:
@@ -213,11 +215,11 @@ def dataset_state(info: DatasetInfo, data_dir: Path) -> DatasetState:
     )
 
 
-def _load_own(name: str, reporter: Reporter) -> ReidDataset:
+def _load_own(name: str, reporter: Reporter, keep_unknown: bool) -> ReidDataset:
     path = Path(name).expanduser()
     if path.exists():
         try:
-            return load_own_images(path, reporter)
+            return load_own_images(path, reporter, keep_unknown=keep_unknown)
         except OSError as error:
             raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
     if is_path_like(name):
@@ -259,8 +261,14 @@ def _kinds_in(folder: Path) -> str:
 def _strange_cameras(info: DatasetInfo, scan: Scan) -> list[str]:
     if info.cameras is None:
         return []
-    known = set(info.cameras)
-    return [record.name for split in SPLITS for record in scan.records[split] if record.camera not in known]
+    known = set(map(str, info.cameras))
+    everything = [record for split in SPLITS for record in scan.records[split]]
+    return [record.name for record in everything if _without_zeros(record.camera) not in known]
+
+
+def _without_zeros(camera: str) -> str:
+    """Return a camera of the catalogue's datasets ("01", "14") as `DatasetInfo.cameras` numbers it."""
+    return camera.lstrip("0") or "0"
 
 
 def _count_problems(info: DatasetInfo, place: Place, root: Path, scan: Scan) -> list[Problem]:

@@ -8,14 +8,14 @@ SPLITS = ("train", "query", "gallery")
 
 
 class Record(NamedTuple):
-    """One image.
+    """One image. Identity and camera are names as `core.names.name_of` gives them, kept as the files write them.
 
     Attributes:
         name: POSIX path relative to the dataset's root (an absolute path where a manifest gives one).
-        person_id: Identity; -1 is unknown.
-        camera: Camera, as the file names number it or already from 0, depending on who reads it.
+        identity: Who or what it shows ("0002"); `UNKNOWN` where nobody says.
+        camera: What took it ("1"); `UNKNOWN` likewise.
     """
 
     name: str
-    person_id: int
-    camera: int
+    identity: str
+    camera: str

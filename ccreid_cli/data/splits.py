@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ccreid_cli.data.records import Record
+from ccreid_cli.core.names import UNKNOWN, numbering
+from ccreid_cli.data.records import SPLITS, Record
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,18 +22,23 @@ class Split:
     Attributes:
         root: Folder that `names` are relative to.
         names: N POSIX paths, sorted. The order decides the numbers of pseudo-labels, so it is the same everywhere.
-        person_ids: (N,) int64 identities; -1 is unknown.
-        camera_ids: (N,) int64 cameras, from 0.
+        identities: N names of identities, as the files give them; `UNKNOWN` is none.
+        cameras: N names of cameras, likewise.
+        person_ids: (N,) int64 numbers of the identities within the dataset, for computations; -1 is unknown.
+        camera_ids: (N,) int64 numbers of the cameras within the dataset, from 0.
     """
 
     root: Path
     names: tuple[str, ...]
+    identities: tuple[str, ...]
+    cameras: tuple[str, ...]
     person_ids: NDArray[np.int64]
     camera_ids: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        if not len(self.names) == len(self.person_ids) == len(self.camera_ids):
-            raise ValueError("names, person_ids and camera_ids must be of one length")
+        columns = (self.names, self.identities, self.cameras, self.person_ids, self.camera_ids)
+        if len(set(map(len, columns))) != 1:
+            raise ValueError("names, identities, cameras and their numbers must be of one length")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -45,12 +51,12 @@ class Split:
     @property
     def num_ids(self) -> int:
         """Number of different known identities."""
-        return len(np.unique(self.person_ids[self.person_ids >= 0]))
+        return len(set(self.identities) - {UNKNOWN})
 
     @property
     def num_cameras(self) -> int:
-        """Number of different cameras."""
-        return len(np.unique(self.camera_ids))
+        """Number of different known cameras."""
+        return len(set(self.cameras) - {UNKNOWN})
 
     def select(self, which: NDArray[Any]) -> Split:
         """Return the images `which` points to.
@@ -59,23 +65,38 @@ class Split:
             which: (N,) bool mask, or indices of any length, kept in their order.
         """
         chosen = np.flatnonzero(which) if which.dtype == np.bool_ else np.asarray(which, dtype=np.int64)
-        names = tuple(self.names[i] for i in chosen)
-        return Split(self.root, names, self.person_ids[chosen], self.camera_ids[chosen])
+
+        def pick(texts: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple([texts[i] for i in chosen])
+
+        texts = (pick(self.names), pick(self.identities), pick(self.cameras))
+        return Split(self.root, *texts, self.person_ids[chosen], self.camera_ids[chosen])
 
     @classmethod
     def empty(cls, root: Path) -> Split:
         """Return a split without images."""
-        return cls.from_records(root, [])
+        return cls.from_records(root, [], {}, {})
 
     @classmethod
-    def from_records(cls, root: Path, records: Iterable[Record]) -> Split:
-        """Return the split of `records`, sorted by name; cameras must already count from 0."""
+    def from_records(
+        cls, root: Path, records: Iterable[Record], persons: Mapping[str, int], cameras: Mapping[str, int]
+    ) -> Split:
+        """Return the split of `records`, sorted by name.
+
+        Args:
+            root: Folder that the names are relative to.
+            records: Its images.
+            persons: Numbers of the identities, the same for all splits of a dataset (see `core.names.numbering`).
+            cameras: Numbers of the cameras, likewise, from 0.
+        """
         ordered = sorted(records)
         return cls(
             root=root,
-            names=tuple(record.name for record in ordered),
-            person_ids=np.array([record.person_id for record in ordered], dtype=np.int64),
-            camera_ids=np.array([record.camera for record in ordered], dtype=np.int64),
+            names=tuple([record.name for record in ordered]),
+            identities=tuple([record.identity for record in ordered]),
+            cameras=tuple([record.camera for record in ordered]),
+            person_ids=np.array([persons[record.identity] for record in ordered], dtype=np.int64),
+            camera_ids=np.array([cameras[record.camera] for record in ordered], dtype=np.int64),
         )
 
 
@@ -89,8 +110,7 @@ class ReidDataset:
         train: Images to train on. Their identities are used for diagnosis only, never by training.
         query: Images that are searched for.
         gallery: Images that are searched, distractors included.
-        has_cameras: Whether camera ids are real. Without cameras each split's ids are chosen so that evaluation
-            removes no gallery image.
+        has_cameras: Whether any camera is known. Without cameras evaluation removes no gallery image.
     """
 
     name: str
@@ -99,6 +119,32 @@ class ReidDataset:
     query: Split
     gallery: Split
     has_cameras: bool = True
+
+    @classmethod
+    def from_records(
+        cls,
+        name: str,
+        root: Path,
+        records: Mapping[str, Sequence[Record]],
+        *,
+        ids_by_value: bool = True,
+        camera_numbers: Mapping[str, int] | None = None,
+    ) -> ReidDataset:
+        """Return the dataset of `records`, its identities and cameras numbered once over all splits.
+
+        Args:
+            name: Its name.
+            root: Folder that the records' names are relative to.
+            records: Images by split; a split may be missing.
+            ids_by_value: Whether identities that are all decimal numbers keep these as their numbers.
+            camera_numbers: Numbers of the cameras; by default their places in order, an unknown camera first.
+        """
+        everything = [record for found in records.values() for record in found]
+        persons = numbering((record.identity for record in everything), by_value=ids_by_value)
+        cameras = camera_numbers or _places(record.camera for record in everything)
+        train, query, gallery = (Split.from_records(root, records.get(split, ()), persons, cameras) for split in SPLITS)
+        has_cameras = any(record.camera != UNKNOWN for record in everything)
+        return cls(name, root, train, query, gallery, has_cameras=has_cameras)
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -116,7 +162,7 @@ class ReidDataset:
         return bool((self.train.person_ids >= 0).any())
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over names, identities and cameras of all splits: the same wherever the dataset lies."""
+        """Return a SHA-256 over the names and numbers of all splits: the same wherever the dataset lies."""
         digest = hashlib.sha256()
         for name, split in self.splits.items():
             digest.update(f"{name} {len(split)}\n".encode())
@@ -124,6 +170,23 @@ class ReidDataset:
             digest.update(split.person_ids.astype("<i8").tobytes())
             digest.update(split.camera_ids.astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+def _places(cameras: Iterable[str]) -> dict[str, int]:
+    numbers = numbering(used := set(cameras))
+    return {camera: place for place, camera in enumerate(sorted(used, key=numbers.__getitem__))}
+
+
+def compared_cameras(query: Split, gallery: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the cameras' numbers as evaluation compares them: an image of unknown camera shares it with none.
+
+    Returns:
+        (Q,) numbers of the query, (G,) of the gallery.
+    """
+    known_query, known_gallery = (
+        np.array([camera != UNKNOWN for camera in split.cameras], dtype=np.bool_) for split in (query, gallery)
+    )
+    return np.where(known_query, query.camera_ids, -1), np.where(known_gallery, gallery.camera_ids, -2)
 
 
 def queries_without_match(query: Split, gallery: Split) -> NDArray[np.bool_]:
@@ -135,7 +198,7 @@ def queries_without_match(query: Split, gallery: Split) -> NDArray[np.bool_]:
     # Numbered from 0, so that a pair of identity and camera is one number that cannot overflow.
     persons, cameras = (
         np.unique(np.concatenate(parts), return_inverse=True)[1]
-        for parts in ((query.person_ids, gallery.person_ids), (query.camera_ids, gallery.camera_ids))
+        for parts in ((query.person_ids, gallery.person_ids), compared_cameras(query, gallery))
     )
     num_cameras = 1 + cameras.max(initial=0)
     pairs = persons * num_cameras + cameras

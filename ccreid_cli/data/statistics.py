@@ -20,7 +20,7 @@ class SplitStatistics:
         num_images: Images.
         num_cameras: Different cameras; None where the dataset has no cameras.
         num_distractors: Gallery images of identities nobody queries; 0 for other splits.
-        images_per_camera: Images by camera id.
+        images_per_camera: Images by camera, those of no known camera under an empty name.
         min_images_per_id: Images of the rarest identity; None without identities.
         median_images_per_id: Median over the identities; None without identities.
         max_images_per_id: Images of the most frequent identity; None without identities.
@@ -31,7 +31,7 @@ class SplitStatistics:
     num_images: int
     num_cameras: int | None
     num_distractors: int
-    images_per_camera: dict[int, int]
+    images_per_camera: dict[str, int]
     min_images_per_id: int | None
     median_images_per_id: float | None
     max_images_per_id: int | None
@@ -56,11 +56,9 @@ class DatasetStatistics:
     fingerprint: str
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values; splits and camera ids become keys."""
+        """Return the fields as plain JSON values; splits become keys."""
         values = asdict(self)
         rows = {row.pop("split"): row for row in values["splits"]}
-        for row in rows.values():
-            row["images_per_camera"] = {str(camera): count for camera, count in row["images_per_camera"].items()}
         return values | {"splits": rows}
 
 
@@ -84,14 +82,15 @@ def dataset_statistics(dataset: ReidDataset) -> DatasetStatistics:
 def _split_statistics(name: str, split: Split, has_cameras: bool, num_distractors: int) -> SplitStatistics:
     known = split.person_ids[split.person_ids >= 0]
     per_id = np.unique(known, return_counts=True)[1]
-    cameras, per_camera = np.unique(split.camera_ids, return_counts=True)
+    _, first, per_camera = np.unique(split.camera_ids, return_index=True, return_counts=True)
+    names = [split.cameras[image] for image in first]
     return SplitStatistics(
         split=name,
         num_ids=len(per_id) if len(per_id) else None,
         num_images=len(split),
-        num_cameras=len(cameras) if has_cameras else None,
+        num_cameras=split.num_cameras if has_cameras else None,
         num_distractors=num_distractors,
-        images_per_camera=dict(zip(cameras.tolist(), per_camera.tolist(), strict=True)) if has_cameras else {},
+        images_per_camera=dict(zip(names, per_camera.tolist(), strict=True)) if has_cameras else {},
         min_images_per_id=int(per_id.min()) if len(per_id) else None,
         median_images_per_id=float(np.median(per_id)) if len(per_id) else None,
         max_images_per_id=int(per_id.max()) if len(per_id) else None,

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ccreid_cli.core.names import UNKNOWN
 from ccreid_cli.core.reporter import Reporter, SilentReporter, track
 from ccreid_cli.core.words import plural
 from ccreid_cli.data.catalog import CATALOG, DatasetInfo
@@ -199,8 +198,7 @@ def _verify_dataset_itself(dataset: ReidDataset, *, test_ids_repeat: bool) -> Ve
     """Check what needs no catalogue: identities of train and test disjoint, and queries that can be scored."""
     checks = []
     if dataset.has_train_ids and dataset.has_evaluation:
-        train = dataset.train.person_ids[dataset.train.person_ids >= 0]
-        shared = np.intersect1d(train, dataset.query.person_ids)
+        shared = (set(dataset.train.identities) & set(dataset.query.identities)) - {UNKNOWN}
         if test_ids_repeat:
             checks.append(
                 Check("identities", True, "test identities are numbered from 0 again, so they are not compared")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ccreid_cli.data.splits import ReidDataset, queries_without_match
+from ccreid_cli.data.splits import ReidDataset, compared_cameras, queries_without_match
 from ccreid_cli.engine.retrieval_scores import NUM_RANKS, Evaluation, evaluate_features
 from ccreid_cli.machine.distributed import Group
 
@@ -35,12 +35,14 @@ def evaluate_together(
     Raises:
         DataError: Non-finite features, or no query with a match.
     """
+    query_cameras, gallery_cameras = compared_cameras(dataset.query, dataset.gallery)
 
     def score(chosen: NDArray[np.int64] | None) -> Evaluation:
-        split = dataset.query if chosen is None else dataset.query.select(chosen)
-        rows = query if chosen is None else query[torch.from_numpy(chosen).to(query.device)]
-        ids = (dataset.gallery.person_ids, dataset.gallery.camera_ids)
-        return evaluate_features(rows, split.person_ids, split.camera_ids, gallery, *ids, device=device, rerank=rerank)
+        rows, ids, cameras = query, dataset.query.person_ids, query_cameras
+        if chosen is not None:
+            rows, ids, cameras = query[torch.from_numpy(chosen).to(query.device)], ids[chosen], cameras[chosen]
+        entries = (gallery, dataset.gallery.person_ids, gallery_cameras)
+        return evaluate_features(rows, ids, cameras, *entries, device=device, rerank=rerank)
 
     matched = np.flatnonzero(~queries_without_match(dataset.query, dataset.gallery))
     if group.world == 1 or rerank or not len(matched):

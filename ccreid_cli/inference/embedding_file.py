@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_path
+from ccreid_cli.core.names import names_in
 from ccreid_cli.inference.feature_file import UNREADABLE, normalize_rows, read_features
 from ccreid_cli.inference.image_list import ImageList
 
@@ -87,7 +88,7 @@ def write_embeddings(path: Path, content: EmbeddingFile) -> None:
 def _columns(images: ImageList) -> dict[str, NDArray[Any]]:
     """Return the arrays that are known of the images, besides their names."""
     known = {"ids": images.ids, "cams": images.cams, "split": images.splits}
-    return {name: values for name, values in known.items() if values is not None}
+    return {name: np.array(values, dtype=np.str_) for name, values in known.items() if values is not None}
 
 
 def _write_npz(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> None:
@@ -168,10 +169,9 @@ def _assemble(
     """Put the parts of a file together; None where they are not ccreid's."""
     if about.get("format") != FORMAT or features.dtype != np.float32:
         return None
-    arrays = {key: None if columns.get(key) is None else np.asarray(columns[key]) for key in ("ids", "cams", "split")}
-    images = ImageList(
-        Path(about.pop("root", ".")), tuple(map(str, names)), arrays["ids"], arrays["cams"], arrays["split"]
-    )
+    ids, cams = (None if columns.get(key) is None else names_in(np.asarray(columns[key])) for key in ("ids", "cams"))
+    splits = None if columns.get("split") is None else np.asarray(columns["split"], dtype=np.str_)
+    images = ImageList(Path(about.pop("root", ".")), tuple(map(str, names)), ids, cams, splits)
     return EmbeddingFile(features, images, about)
 
 

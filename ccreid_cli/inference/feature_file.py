@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_path
+from ccreid_cli.core.names import names_in
 
 _WRITE_HINT = "Write it with numpy.savez(path, features=...{more}); features is a matrix with one row per image."
 _ROWS_NAMED = 5
 _ROWS_HINT = "Leave these rows out (counted from 0), or extract their features again."
 _LABEL_FORMS = (".npz", ".npy")
-_LEAST_LABEL = -(2**63)
 UNREADABLE = (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 """What NumPy and zipfile raise on a file of arrays that is damaged or something else.
 
@@ -38,13 +38,13 @@ class FeatureArrays:
 
     Attributes:
         features: (N, D) float32, as in the file: not normalised.
-        ids: (N,) identities, or None where the file has none and none are needed.
-        cams: (N,) cameras, or None likewise.
+        ids: N names of identities, or None where the file has none and none are needed.
+        cams: N names of cameras, or None likewise.
     """
 
     features: NDArray[np.float32]
-    ids: NDArray[np.int64] | None
-    cams: NDArray[np.int64] | None
+    ids: tuple[str, ...] | None
+    cams: tuple[str, ...] | None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -61,55 +61,15 @@ def read_features(path: Path, *, need_ids: bool) -> FeatureArrays:
     Raises:
         DataError: The file is missing, empty, damaged or no NumPy file; an array is missing, empty, of the wrong
             shape or type, or of another length; rows are zero, hold NaN, infinity or what is too large for
-            float32, or are too small for it; ids or cameras are no whole numbers, or beyond int64. File and array
-            are named.
+            float32, or are too small for it; ids or cameras are no names. File and array are named.
     """
     arrays = _load(path, need_ids)
     features = _check_features(path, _take(path, arrays, "features", need_ids))
-    labels: dict[str, NDArray[np.int64] | None] = {}
+    labels: dict[str, tuple[str, ...] | None] = {}
     for name in ("ids", "cams"):
         present = need_ids or name in arrays
         labels[name] = _check_labels(path, name, _take(path, arrays, name, need_ids), features) if present else None
     return FeatureArrays(features, labels["ids"], labels["cams"])
-
-
-@dataclass(frozen=True)
-class LabelledFeatures:
-    """Features that can be scored.
-
-    Attributes:
-        features: (N, D) float32 unit rows.
-        ids: (N,) identities.
-        cams: (N,) cameras.
-    """
-
-    features: NDArray[np.float32]
-    ids: NDArray[np.int64]
-    cams: NDArray[np.int64]
-
-
-def read_scored_pair(query: Path, gallery: Path) -> tuple[LabelledFeatures, LabelledFeatures]:
-    """Read a query and a gallery file, check that they fit together, and normalise their rows.
-
-    Args:
-        query: An ``.npz`` with `features`, `ids` and `cams`.
-        gallery: Likewise, of the same model.
-
-    Raises:
-        DataError: As `read_features`; or the features of the two differ in width.
-    """
-    pair = []
-    for path in (query, gallery):
-        arrays = read_features(path, need_ids=True)
-        assert arrays.ids is not None and arrays.cams is not None
-        pair.append(LabelledFeatures(normalize_rows(arrays.features), arrays.ids, arrays.cams))
-    widths = [side.features.shape[1] for side in pair]
-    if widths[0] != widths[1]:
-        raise DataError(
-            f"array `features` is {widths[0]} wide in {query}, but {widths[1]} wide in {gallery}.",
-            "Extract both with the same model.",
-        )
-    return pair[0], pair[1]
 
 
 def normalize_rows(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -226,18 +186,16 @@ def _refuse_rows(path: Path, bad: NDArray[np.bool_], what: str, hint: str = _ROW
         )
 
 
-def _check_labels(path: Path, name: str, labels: NDArray[Any], features: NDArray[Any]) -> NDArray[np.int64]:
-    """Return ids or cameras as int64 after checking type, shape and length."""
+def _check_labels(path: Path, name: str, labels: NDArray[Any], features: NDArray[Any]) -> tuple[str, ...]:
+    """Return the names of ids or cameras after checking type, shape and length."""
     if labels.shape != (len(features),):
         raise DataError(
             f"{path}: array `{name}` has shape {labels.shape}, but `features` has {len(features)} rows.",
             f"`{name}` must hold one number per row of `features`.",
         )
-    whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all()))
-    if not whole or not np.isfinite(labels).all():
+    try:
+        return names_in(labels)
+    except ValueError as error:
         raise DataError(
-            f"{path}: array `{name}` has type {labels.dtype} or values that are not whole.", "Save it as int64."
-        )
-    if len(labels) and not (labels.min() >= _LEAST_LABEL and labels.max() < -_LEAST_LABEL):
-        raise DataError(f"{path}: array `{name}` has values that int64 cannot hold.", "Number them anew, from 0.")
-    return labels.astype(np.int64)
+            f"{path}: array `{name}`: {error}.", f"Save `{name}` as text or as whole numbers; -1 is none."
+        ) from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +26,15 @@ class ImageList:
     Attributes:
         root: Folder that `names` are relative to.
         names: N POSIX paths.
-        ids: (N,) int64 identities, -1 unknown; None for a plain folder.
-        cams: (N,) int64 cameras from 0; None for a plain folder.
+        ids: N names of identities, `UNKNOWN` where there is none; None for a plain folder.
+        cams: N names of cameras, likewise.
         splits: (N,) str, each image's split; None unless several splits are listed together.
     """
 
     root: Path
     names: tuple[str, ...]
-    ids: NDArray[np.int64] | None = None
-    cams: NDArray[np.int64] | None = None
+    ids: tuple[str, ...] | None = None
+    cams: tuple[str, ...] | None = None
     splits: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
@@ -48,11 +48,11 @@ class ImageList:
     def select(self, kept: NDArray[np.int64]) -> ImageList:
         """Return the images at the positions `kept`."""
 
-        def pick(values: NDArray[Any] | None) -> NDArray[Any] | None:
-            return None if values is None else values[kept]
+        def pick(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple([names[position] for position in kept])
 
-        names = tuple(self.names[position] for position in kept)
-        return ImageList(self.root, names, pick(self.ids), pick(self.cams), pick(self.splits))
+        ids, cams = (None if names is None else pick(names) for names in (self.ids, self.cams))
+        return ImageList(self.root, pick(self.names), ids, cams, None if self.splits is None else self.splits[kept])
 
 
 def list_source(source: str, split: str | None, data_dir: Path, reporter: Reporter) -> ImageList:
@@ -73,17 +73,16 @@ def list_source(source: str, split: str | None, data_dir: Path, reporter: Report
     folder = Path(source).expanduser()
     if source not in CATALOG and split is None and folder.is_dir():
         return list_folder(folder)
-    dataset = load_dataset(source, data_dir, reporter)
+    dataset = load_dataset(source, data_dir, reporter, keep_unknown=True)
     chosen = [split] if split else [name for name in SPLITS if len(dataset.splits[name])]
     parts = [dataset.splits[name] for name in chosen]
-    names = tuple(name for part in parts for name in part.names)
-    if not names:
+    if not any(map(len, parts)):
         raise DataError(f"{dataset.name} has no {split or ''} images.".replace("  ", " "))
     return ImageList(
         dataset.root,
-        names,
-        np.concatenate([part.person_ids for part in parts]),
-        np.concatenate([part.camera_ids for part in parts]),
+        tuple(chain.from_iterable(part.names for part in parts)),
+        tuple(chain.from_iterable(part.identities for part in parts)),
+        tuple(chain.from_iterable(part.cameras for part in parts)),
         np.repeat(chosen, [len(part) for part in parts]) if split is None else None,
     )
 

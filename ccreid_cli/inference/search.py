@@ -179,7 +179,7 @@ def matches_as_json(query: str, row: int, matches: SearchResults, images: ImageL
         match = {"rank": rank, "name": images.names[index], "similarity": round(similarity, 6)}
         match["path"] = str(images.root / images.names[index])
         if images.ids is not None and images.cams is not None:
-            match |= {"id": int(images.ids[index]), "camera": int(images.cams[index])}
+            match |= {"id": images.ids[index] or None, "camera": images.cams[index] or None}
         found.append(match)
     return {"query": query, "matches": found}
 

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ccreid_cli.data.catalog import CATALOG
-from ccreid_cli.data.splits import ReidDataset, Split
+from ccreid_cli.data.splits import ReidDataset, Split, compared_cameras
 from ccreid_cli.engine.retrieval_scores import Evaluation, rank_gallery
 from ccreid_cli.images.source import ImageSource
 from ccreid_cli.report.content import Cluster, Picture, Ranked, Ranking, Selection, Verdict
@@ -43,18 +42,12 @@ class Album:
 
     def picture(self, index: int) -> Picture:
         """Return an image of the split with what is known about it."""
-        person_id, camera = int(self.split.person_ids[index]), int(self.split.camera_ids[index])
         return Picture(
             image=self.store.gather(np.array([self.offset + index]), torch.device("cpu"))[0].permute(1, 2, 0).numpy(),
             name=self.split.names[index],
-            person_id=person_id if person_id >= 0 else None,
-            camera=self._camera_number(camera) if self.dataset.has_cameras else None,
+            identity=self.split.identities[index] or None,
+            camera=self.split.cameras[index] or None,
         )
-
-    def _camera_number(self, camera: int) -> int:
-        """Return a camera as the dataset's own file names number it."""
-        info = CATALOG.get(self.dataset.name)
-        return info.cameras[camera] if info and info.cameras else camera
 
 
 def choose_queries(average_precision: NDArray[np.float64], amount: int = NUM_QUERIES) -> dict[str, Indices]:
@@ -115,7 +108,8 @@ class _Ranker:
         """Rank the gallery for some queries."""
         features = self.query_features[torch.from_numpy(queries).to(self.query_features.device)]
         query, gallery = self.dataset.query.select(queries), self.dataset.gallery
-        junk = (query.person_ids[:, None] == gallery.person_ids) & (query.camera_ids[:, None] == gallery.camera_ids)
+        query_cameras, gallery_cameras = compared_cameras(query, gallery)
+        junk = (query.person_ids[:, None] == gallery.person_ids) & (query_cameras[:, None] == gallery_cameras)
         ranked = rank_gallery(features, self.gallery_features, NUM_RESULTS + int(junk.sum(axis=1).max()))
         return tuple(self._ranking(int(index), ranked[row], junk[row]) for row, index in enumerate(queries))
 
@@ -193,10 +187,10 @@ def _cluster(number: int, indices: Indices, album: Album) -> Cluster:
     return Cluster(
         number=number,
         num_images=len(indices),
-        num_cameras=len(np.unique(album.split.camera_ids[indices])) if album.dataset.has_cameras else None,
+        num_cameras=album.split.select(indices).num_cameras if album.dataset.has_cameras else None,
         num_ids=len(np.unique(ids[ids >= 0])) if is_known else None,
         purity=purity if is_known else None,
-        main_id=main_id,
+        main_id=album.split.identities[indices[int((ids == main_id).argmax())]] if is_known else None,
         pictures=tuple(album.picture(int(index)) for index in _spread(indices, ids, main_id)),
     )
 

@@ -84,14 +84,14 @@ class Picture:
     Attributes:
         image: (height, width, 3) uint8.
         name: File name, relative to the dataset.
-        person_id: Identity, or None where it is not known.
-        camera: Camera as the dataset numbers it, or None without cameras.
+        identity: Name of the identity, or None where it is not known.
+        camera: Name of the camera, or None where it is not known.
     """
 
     image: NDArray[np.uint8]
     name: str
-    person_id: int | None = None
-    camera: int | None = None
+    identity: str | None = None
+    camera: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,7 @@ class Cluster:
     num_cameras: int | None
     num_ids: int | None
     purity: float | None
-    main_id: int | None
+    main_id: str | None
     pictures: tuple[Picture, ...]
 
 

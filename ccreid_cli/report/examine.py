@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ccreid_cli.data.splits import compared_cameras
 from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.engine.extraction import extract_features
 from ccreid_cli.engine.retrieval_scores import distance_histogram, evaluate_features
@@ -24,8 +25,8 @@ def retrieval(sources: Sources) -> Retrieval | None:
         return None
     evaluation_set = EvaluationSet(dataset, _images(sources), Group(device=loaded.device), notes.reporter)
     query, gallery = evaluation_set.features(loaded.model, loaded.device, sources.config.precision)
-    queries, entries = dataset.query, dataset.gallery
-    pairs = (query, queries.person_ids, queries.camera_ids, gallery, entries.person_ids, entries.camera_ids)
+    query_cameras, gallery_cameras = compared_cameras(dataset.query, dataset.gallery)
+    pairs = (query, dataset.query.person_ids, query_cameras, gallery, dataset.gallery.person_ids, gallery_cameras)
     evaluation = evaluate_features(*pairs)
     distances = distance_histogram(*pairs)
     rankings = choose_rankings(dataset, evaluation_set.store, query, gallery, evaluation) if sources.with_images else ()

@@ -75,7 +75,7 @@ def test_extract_then_search_finds_the_image_itself(crops: Path) -> None:
 
 
 def test_extract_a_split_for_scoring(crops: Path) -> None:
-    for split, ids in {"query": [1], "gallery": [1, 2, 2]}.items():
+    for split, ids in {"query": ["0001"], "gallery": ["0001", "0002", "0002"]}.items():
         call("extract", crops, "--split", split, "--resume", "one", "-o", f"{split}.npz")
         with np.load(f"{split}.npz") as loaded:
             assert loaded["ids"].tolist() == ids and loaded["cams"].shape == (len(ids),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,10 @@ def test_bare_crops_have_neither_ids_nor_cameras(tmp_path: Path, write_images: W
 def test_names_that_give_identity_and_camera_are_used(tmp_path: Path, write_images: Write) -> None:
     write_images(tmp_path / "crops", ["0004_c3_1.jpg", "0002_c7_1.jpg", "-1_c3_2.jpg"])
     dataset = load(tmp_path / "crops")
-    assert dataset.train.person_ids.tolist() == [2, 4]
-    assert dataset.train.camera_ids.tolist() == [1, 0]
+    assert dataset.train.person_ids.tolist() == [-1, 2, 4]
+    assert dataset.train.identities == ("", "0002", "0004")
+    assert dataset.train.cameras == ("3", "7", "3")
+    assert dataset.train.camera_ids.tolist() == [0, 1, 0]
 
 
 def test_folder_per_identity(tmp_path: Path, write_images: Write) -> None:
@@ -146,7 +149,8 @@ def test_manifest_absolute_paths_and_junk(images: Path, tmp_path: Path) -> None:
         ("path,id,camera,split,id\nimg/a.jpg,1,1,train,1\n", 'line 1: the column "id" is twice there'),
         ("path,id,camera,split\nimg/a.jpg,1,1,train\nimg/b.jpg,1\n", "line 3: 2 fields"),
         ("path,id,camera,split\nimg/a.jpg,1,1,galery\n", "line 2: the split is .galery.*gallery"),
-        ("path,id,camera,split\nimg/a.jpg,,1,query\n", "line 2: a query image needs an id"),
+        ("path,id,camera,split\nimg/a.jpg,,1,query\n", "no image is left to use"),
+        ("path,id,camera,split\nimg/a.jpg,a\0,1,query\n", "line 2: 'a.x00' holds a NUL"),
         ("path,id,camera,split\nimg/a.jpg,1,1,train\nimg/b.jpg,1,,gallery\n", "line 3: a gallery image needs a camera"),
         ("path,id,camera,split\n,1,1,train\n", "line 2: the path is empty"),
         ("path,id,camera,split\nimg/a.jpg,1,1,train\nimg/./a.jpg,1,1,train\n", "line 3: .* already, on line 2"),
@@ -164,10 +168,41 @@ def test_manifest_that_is_not_text(tmp_path: Path) -> None:
         load(tmp_path / "list.csv")
 
 
-def test_a_folder_of_junk_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("none", ["", "-1", "-1.0", " -1 "])
+def test_images_without_an_identity_are_left_out_of_scoring_aloud_and_train(
+    images: Path, listener: Any, none: str
+) -> None:
+    text = MANIFEST + f"img/e.jpg,{none},9,gallery\n"
+    dataset = load(write(images, text), listener)
+    assert dataset.gallery.names == ("img/d.jpg",) and dataset.train.identities == ("", "5")
+    assert "1 gallery image without an identity was left out" in "".join(listener.warnings)
+    kept = load_dataset(str(images / "list.csv"), Path("unused"), SilentReporter(), keep_unknown=True)
+    assert kept.gallery.identities == ("7", "")
+    assert dataset.fingerprint() == load(write(images, MANIFEST)).fingerprint()
+
+
+def test_a_folder_without_any_identity_trains(tmp_path: Path) -> None:
     Image.new("RGB", (8, 16)).save(tmp_path / "-1_c1s1_000001_00.jpg")
-    with pytest.raises(DataError, match=r"the one image is junk"):
-        load_dataset(str(tmp_path), tmp_path, SilentReporter())
-    Image.new("RGB", (8, 16)).save(tmp_path / "-1_c1s1_000002_00.jpg")
-    with pytest.raises(DataError, match=r"all 2 images are junk"):
-        load_dataset(str(tmp_path), tmp_path, SilentReporter())
+    assert load(tmp_path).train.identities == ("",)
+
+
+STRICT = ["17", "017", "17.0", "1_7", "\uff11\uff17", "+17", "1e1", "-17", "9" * 30]
+STRICT += ["ada", "Ada", "e\u0301", "\u00e9", "a,b", 'a"b', "a\nb", "ab"]
+
+
+def test_names_are_kept_and_never_merged(tmp_path: Path, write_images: Write) -> None:
+    write_images(tmp_path, [f"{n}.jpg" for n in range(len(STRICT))])
+    with (tmp_path / "m.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = ((f"{n}.jpg", name, name, "train") for n, name in enumerate(STRICT))
+        csv.writer(file).writerows([("path", "id", "camera", "split"), *rows])
+    split = load(tmp_path / "m.csv").train
+    assert dict(zip(split.names, split.identities, strict=True)) == {f"{n}.jpg": s for n, s in enumerate(STRICT)}
+    assert split.identities == split.cameras
+    assert len(set(split.person_ids.tolist())) == len(set(split.camera_ids.tolist())) == len(STRICT)
+
+
+def test_ids_beyond_int64_in_file_names(tmp_path: Path, write_images: Write) -> None:
+    ids = ("99999999999999999999", "99999999999999999998")
+    write_images(tmp_path, [f"{name}_c{name}_1.jpg" for name in ids])
+    split = load(tmp_path).train
+    assert split.identities == split.cameras == ids[::-1] and split.person_ids.tolist() == [0, 1]

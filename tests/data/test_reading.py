@@ -13,6 +13,7 @@ from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.data.catalog import CATALOG, DatasetInfo
 from ccreid_cli.data.reading import ReidDataset, Split, dataset_state, load_dataset
+from ccreid_cli.data.records import Record
 from ccreid_cli.data.splits import queries_without_match
 from ccreid_cli.data.statistics import dataset_statistics
 
@@ -287,29 +288,32 @@ def test_statistics(tmp_path: Path, write_boxes: Write) -> None:
     write_boxes(tmp_path / "market1501" / "Market-1501-v15.09.15")
     values = dataset_statistics(load("market1501", tmp_path)).as_json()
     assert values["splits"]["train"]["num_images"] == 3
-    assert values["splits"]["train"]["images_per_camera"] == {"0": 1, "1": 1, "5": 1}
+    assert values["splits"]["train"]["images_per_camera"] == {"1": 1, "2": 1, "6": 1}
     assert values["splits"]["train"]["max_images_per_id"] == 2
     assert values["splits"]["gallery"]["num_distractors"] == 1
     assert values["num_queries_without_match"] == 0
 
 
 def test_split_select(tmp_path: Path) -> None:
-    split = Split(tmp_path, ("a.jpg", "b.jpg", "c.jpg"), np.array([1, -1, 2]), np.array([0, 0, 1]))
+    records = [Record("a.jpg", "1", "0"), Record("b.jpg", "", "0"), Record("c.jpg", "2", "1")]
+    split = ReidDataset.from_records("mine", tmp_path, {"train": records}).train
     assert split.select(np.array([True, False, True])).names == ("a.jpg", "c.jpg")
     assert split.select(np.array([2, 0])).person_ids.tolist() == [2, 1]
+    assert split.select(np.array([2, 0])).identities == ("2", "1")
     assert (split.num_ids, len(Split.empty(tmp_path))) == (2, 0)
 
 
 def test_queries_without_match_against_a_slow_oracle(rng: np.random.Generator, tmp_path: Path) -> None:
-    def draw(count: int) -> Split:
-        names = tuple(f"{i:03}.jpg" for i in range(count))
-        return Split(tmp_path, names, rng.integers(0, 6, count), rng.integers(0, 3, count))
+    def draw(count: int) -> list[Record]:
+        return [Record(f"{i:03}.jpg", str(rng.integers(6)), rng.choice(["", "1", "2"])) for i in range(count)]
 
     for num_gallery in [0, 1, *[8] * 20]:
-        query, gallery = draw(10), draw(num_gallery)
+        drawn = {"query": draw(10), "gallery": draw(num_gallery)}
+        dataset = ReidDataset.from_records("mine", tmp_path, drawn)
+        query, gallery = dataset.query, dataset.gallery
         slow = [
-            not any(g == q and c != k for g, c in zip(gallery.person_ids, gallery.camera_ids, strict=True))
-            for q, k in zip(query.person_ids, query.camera_ids, strict=True)
+            not any(g == q and (c != k or c == "") for g, c in zip(gallery.identities, gallery.cameras, strict=True))
+            for q, k in zip(query.identities, query.cameras, strict=True)
         ]
         assert queries_without_match(query, gallery).tolist() == slow
 

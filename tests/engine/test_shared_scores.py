@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from ccreid_cli.data.records import Record
-from ccreid_cli.data.splits import ReidDataset, Split, queries_without_match
+from ccreid_cli.data.splits import ReidDataset, queries_without_match
 from ccreid_cli.engine.retrieval_scores import evaluate_features
 from ccreid_cli.engine.shared_scores import evaluate_together
 from ccreid_cli.machine.distributed import Group
@@ -18,11 +18,10 @@ CPU = torch.device("cpu")
 
 
 def scored_dataset(rng: np.random.Generator, num_query: int, ids: int) -> ReidDataset:
-    def split(count: int) -> Split:
-        records = [Record(f"{n:03d}.jpg", int(rng.integers(0, ids)), int(rng.integers(0, 3))) for n in range(count)]
-        return Split.from_records(Path("images"), records)
+    def draw(count: int) -> list[Record]:
+        return [Record(f"{n:03d}.jpg", str(rng.integers(0, ids)), str(rng.integers(0, 3))) for n in range(count)]
 
-    return ReidDataset("made", Path("images"), Split.empty(Path("images")), split(num_query), split(40))
+    return ReidDataset.from_records("made", Path("images"), {"query": draw(num_query), "gallery": draw(40)})
 
 
 def test_evaluation_equals_that_of_one_process(tmp_path: Path, rng: np.random.Generator) -> None:

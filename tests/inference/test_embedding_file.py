@@ -20,7 +20,7 @@ def _content(root: Path) -> EmbeddingFile:
     features = np.random.default_rng(0).standard_normal((3, DIM)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     names = ("a.jpg", "sub/ä.jpg", "c.jpg")
-    images = ImageList(root, names, np.array([1, 2, -1]), np.array([0, 5, 1]), np.array(["train", "train", "query"]))
+    images = ImageList(root, names, ("0001", "Zoë, 2", ""), ("0", "5", ""), np.array(["train", "train", "query"]))
     return EmbeddingFile(features, images, ABOUT)
 
 
@@ -35,8 +35,8 @@ def test_feature_files_come_back_whole(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(found.features, content.features)
     assert isinstance(found.features, np.memmap) == (suffix == ".npy")
     assert found.images.names == content.images.names and found.images.root == tmp_path
-    for name in ("ids", "cams", "splits"):
-        assert getattr(found.images, name).tolist() == getattr(content.images, name).tolist()
+    assert found.images.splits is not None and found.images.splits.tolist() == ["train", "train", "query"]
+    assert (found.images.ids, found.images.cams) == (content.images.ids, content.images.cams)
     assert {key: found.about[key] for key in ABOUT} == ABOUT
 
 
@@ -60,7 +60,7 @@ def test_npz_is_what_numpy_users_expect(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "f.npz", _content(tmp_path))
     with np.load(tmp_path / "f.npz") as loaded:
         assert loaded["features"].dtype == np.float32 and loaded["features"].shape == (3, DIM)
-        assert loaded["names"].tolist()[1] == "sub/ä.jpg" and loaded["ids"].tolist() == [1, 2, -1]
+        assert loaded["names"].tolist()[1] == "sub/ä.jpg" and loaded["ids"].tolist() == ["0001", "Zoë, 2", ""]
         assert json.loads(str(loaded["about"]))["model"] == ABOUT["model"]
 
 

@@ -29,6 +29,6 @@ def test_list_source_tells_splits_apart(tmp_path: Path) -> None:
     assert len(everything) == 4 and everything.ids is None
     gallery = list_source(str(tmp_path), "gallery", tmp_path, SilentReporter())
     assert gallery.ids is not None and gallery.cams is not None
-    assert (gallery.ids.tolist(), gallery.cams.tolist(), gallery.splits) == ([2, 3], [1, 0], None)
+    assert (gallery.ids, gallery.cams, gallery.splits) == (("0002", "0003"), ("2", "1"), None)
     with pytest.raises(UsageError, match="test"):
         list_source(str(tmp_path), "test", tmp_path, SilentReporter())

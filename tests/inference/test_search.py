@@ -101,9 +101,9 @@ def test_json_form_has_ids_only_where_they_are_known() -> None:
     matches = SearchResults(np.array([[0.9, 0.5]], np.float32), np.array([[1, 0]]))
     plain = matches_as_json("q.jpg", 0, matches, ImageList(Path("/g"), ("a.jpg", "b.jpg")))
     assert plain["matches"][0] == {"rank": 1, "name": "b.jpg", "similarity": 0.9, "path": "/g/b.jpg"}
-    known = ImageList(Path("/g"), ("a.jpg", "b.jpg"), np.array([4, 5]), np.array([0, 2]))
+    known = ImageList(Path("/g"), ("a.jpg", "b.jpg"), ("0004", "0005"), ("a", ""))
     full = matches_as_json("q.jpg", 0, matches, known)
-    assert (full["matches"][0]["id"], full["matches"][0]["camera"]) == (5, 2)
+    assert (full["matches"][0]["id"], full["matches"][0]["camera"]) == ("0005", None)
     assert json.loads(json.dumps(full)) == full
 
 

@@ -45,8 +45,8 @@ def metrics(epochs: int = 12, eval_step: int = 4) -> tuple[dict[str, Any], ...]:
 def picture() -> Callable[..., Picture]:
     rng = np.random.default_rng(0)
 
-    def make(person_id: int | None = 3, camera: int | None = 1, name: str = HOSTILE) -> Picture:
-        return Picture(rng.integers(0, 256, (64, 32, 3), dtype=np.uint8), name, person_id, camera)
+    def make(identity: str | None = "3", camera: str | None = "1", name: str = HOSTILE) -> Picture:
+        return Picture(rng.integers(0, 256, (64, 32, 3), dtype=np.uint8), name, identity, camera)
 
     return make
 
@@ -57,7 +57,7 @@ def content(picture: Callable[..., Picture]) -> ReportContent:
     verdicts = [(Verdict.JUNK, None), (Verdict.RIGHT, 1), *((Verdict.WRONG, rank) for rank in range(2, 11))]
     results = tuple(Ranked(picture(), verdict, rank) for verdict, rank in verdicts)
     ranking = Ranking(picture(), 0.42, 1, results, num_junk_hidden=2)
-    cluster = Cluster(7, 40, 3, 2, 0.75, 3, tuple(picture(person_id) for person_id in (3, 3, 9)))
+    cluster = Cluster(7, 40, 3, 2, 0.75, "3", tuple(picture(identity) for identity in "339"))
     published = Score(
         "published", "published, this recipe", HOSTILE, 82.6, 93.0, is_own=True, source="arXiv 2103.11568"
     )

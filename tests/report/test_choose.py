@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from ccreid_cli.data.records import Record
-from ccreid_cli.data.splits import ReidDataset, Split
+from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.retrieval_scores import evaluate_features
 from ccreid_cli.images.store import ImageStore
 from ccreid_cli.report.choose import MAX_JUNK, choose_clusters, choose_outliers, choose_queries, choose_rankings
@@ -37,15 +36,11 @@ def test_few_queries_are_shown_once(amount: int) -> None:
 
 
 def _scored(rng: np.random.Generator) -> tuple[ReidDataset, ImageStore, torch.Tensor, torch.Tensor]:
-    def split(amount: int, kind: str) -> Split:
-        ids, cameras = rng.integers(0, 5, amount).tolist(), rng.integers(0, 3, amount).tolist()
-        rows = zip(range(amount), ids, cameras, strict=True)
-        return Split.from_records(
-            Path(), [Record(f"{kind}{row:03d}.jpg", person, camera) for row, person, camera in rows]
-        )
+    def draw(amount: int, kind: str) -> list[Record]:
+        ids, cameras = rng.integers(0, 5, amount).astype(str), rng.integers(0, 3, amount).astype(str)
+        return [Record(f"{kind}{row:03d}.jpg", str(ids[row]), str(cameras[row])) for row in range(amount)]
 
-    query, gallery = split(20, "q"), split(60, "g")
-    dataset = ReidDataset("mine", Path(), Split.empty(Path()), query, gallery)
+    dataset = ReidDataset.from_records("mine", Path(), {"query": draw(20, "q"), "gallery": draw(60, "g")})
     store = ImageStore(rng.integers(0, 256, (80, 8, 4, 3), dtype=np.uint8))
     rows = torch.from_numpy(rng.standard_normal((80, 6)).astype(np.float32))
     rows = rows / rows.norm(dim=1, keepdim=True)
@@ -89,9 +84,8 @@ def test_rankings_match_a_plain_search(rng: np.random.Generator) -> None:
 def _clustered() -> tuple[ReidDataset, ImageStore, np.ndarray[Any, np.dtype[np.int64]]]:
     labels = np.array([0] * 20 + [1] * 8 + [2] * 8 + [3] * 6 + [-1] * 5, dtype=np.int64)
     ids = [1] * 15 + [2] * 5 + [3] * 8 + [4, 5, 6, 7] * 2 + [8] * 6 + [9] * 5
-    records = [Record(f"{row:03d}.jpg", person, row % 2) for row, person in enumerate(ids)]
-    train = Split.from_records(Path(), records)
-    dataset = ReidDataset("mine", Path(), train, Split.empty(Path()), Split.empty(Path()))
+    records = [Record(f"{row:03d}.jpg", f"p{person}", f"c{row % 2}") for row, person in enumerate(ids)]
+    dataset = ReidDataset.from_records("mine", Path(), {"train": records})
     return dataset, ImageStore(np.zeros((47, 8, 4, 3), dtype=np.uint8)), labels
 
 
@@ -108,16 +102,17 @@ def test_clusters_and_outliers_are_ordered() -> None:
 
 def test_every_identity_of_a_mixed_cluster_is_seen() -> None:
     cluster = choose_clusters(*_clustered())[0].chosen[0]
-    assert cluster.main_id == 1
-    assert [picture.person_id for picture in cluster.pictures] == [1] * 7 + [2] * 5
+    assert cluster.main_id == "p1"
+    assert [picture.identity for picture in cluster.pictures] == ["p1"] * 7 + ["p2"] * 5
 
 
 def test_clusters_of_unknown_people() -> None:
     dataset, store, labels = _clustered()
-    train = replace(dataset.train, person_ids=np.full(47, -1))
-    (selection,) = choose_clusters(replace(dataset, train=train, has_cameras=False), store, labels)
+    unknown = [Record(name, "", "") for name in dataset.train.names]
+    dataset = ReidDataset.from_records("mine", Path(), {"train": unknown})
+    (selection,) = choose_clusters(dataset, store, labels)
     first = selection.chosen[0]
     assert (first.num_ids, first.purity, first.main_id, first.num_cameras) == (None, None, None, None)
-    assert first.pictures[0].person_id is None
+    assert first.pictures[0].identity is None
     assert first.pictures[0].camera is None
     assert choose_clusters(dataset, store, np.full(47, -1)) == ()
