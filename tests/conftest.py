@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, more threads than one only wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(os.environ.get("CCREID_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

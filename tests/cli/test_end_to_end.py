@@ -41,7 +41,7 @@ def test_a_short_training_on_the_toy_dataset(
 ) -> None:
     untrained = ccreid(capfd, monkeypatch, "eval", "-d", "toy", "-a", "resnet18", "--weights", "none", *SIZE)
     assert untrained["mAP"] < 0.55
-    short = ["--epochs", 3, "--iters", 30, "--name", "toy"]
+    short = ["--epochs", 2, "--iters", 16, "-b", 64, "--name", "toy"]
     result = ccreid(capfd, monkeypatch, "train", "-d", "toy", *short)
     assert result["last"]["mAP"] > untrained["mAP"] + 0.05  # the whole recipe is run, and its score checked, in CI
     assert result["last"].keys() >= EVALUATION_KEYS and result["best"].keys() >= EVALUATION_KEYS
@@ -52,7 +52,7 @@ def test_a_short_training_on_the_toy_dataset(
         assert result["seconds"][stage] == pytest.approx(spent, abs=0.01)
     run = Path(result["run"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == list(range(3))
+    assert [line["epoch"] for line in lines] == list(range(2))
     assert all({"loss", "num_clusters", "num_outliers", "seconds"} <= line.keys() for line in lines)
     assert lines[-1].keys() >= EVALUATION_KEYS
     again = ccreid(capfd, monkeypatch, "eval", "--resume", "logs/toy")
@@ -95,7 +95,7 @@ def test_market_mini_learns_from_real_images(
     network = ["-a", "mobilenet_v2", "--weights", weights]
     untrained = ccreid(capfd, monkeypatch, "eval", "-d", "market1501", *size, *network)
     assert untrained["mAP"] == pytest.approx(0.096, abs=0.005)  # the reference's own figure
-    batches = ["-b", 64, "--num-instances", 8, "--iters", 30, "--epochs", 1, "--eps", 0.5, "--no-report"]
+    batches = ["-b", 64, "--num-instances", 8, "--iters", 16, "--epochs", 1, "--eps", 0.5, "--no-report"]
     result = ccreid(capfd, monkeypatch, "train", "-d", "market1501", *size, *network, *batches, "--name", "mini")
     assert result["last"]["mAP"] > untrained["mAP"] + 0.01
 
