@@ -162,6 +162,7 @@ def _accept(infos: list[DatasetInfo], folder: Path, accept_terms: bool) -> bool:
 @data_app.command("verify")
 def verify(
     name: Place,
+    columns: opt.Columns = None,
     data_dir: opt.DataDir = None,
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every image.")] = False,
     workers: opt.Workers = None,
@@ -177,7 +178,12 @@ def verify(
     from ccreid_cli.data.verify import verify_dataset
 
     report = verify_dataset(
-        name, data_dir_or_default(data_dir), decode=decode, workers=workers or 4, reporter=make_reporter(progress)
+        name,
+        data_dir_or_default(data_dir),
+        columns=columns,
+        decode=decode,
+        workers=workers or 4,
+        reporter=make_reporter(progress),
     )
     if as_json:
         output.print_json(report.as_json())
@@ -197,6 +203,7 @@ def verify(
 @data_app.command("info")
 def info(
     name: Place,
+    columns: opt.Columns = None,
     data_dir: opt.DataDir = None,
     sheet: Annotated[
         Path | None,
@@ -214,7 +221,7 @@ def info(
 
     if sheet is not None:
         refuse_existing(force, sheet)
-    dataset = load_dataset(name, data_dir_or_default(data_dir), make_reporter())
+    dataset = load_dataset(name, data_dir_or_default(data_dir), make_reporter(), columns=columns)
     statistics = dataset_statistics(dataset)
     if sheet is not None:
         output.say(f"contact sheet: {contact_sheet(dataset, sheet, num_ids)}")
@@ -226,8 +233,8 @@ def info(
         + [row.median_images_per_id, row.max_images_per_id, row.num_distractors]
         for row in statistics.splits
     ]
-    columns = ["split", "ids", "images", "cameras", "images/id min", "median", "max", "distractors"]
-    output.print_table(f"{statistics.name}: {statistics.root}", columns, rows)
+    headers = ["split", "ids", "images", "cameras", "images/id min", "median", "max", "distractors"]
+    output.print_table(f"{statistics.name}: {statistics.root}", headers, rows)
     output.say(f"queries without a match: {statistics.num_queries_without_match:,}")
     output.say(f"fingerprint: {statistics.fingerprint}")
 

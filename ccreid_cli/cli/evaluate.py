@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     dataset: opt.Dataset = None,
+    columns: opt.Columns = None,
     resume: opt.Resume = None,
     checkpoint: opt.Checkpoint = "last",
     arch: opt.Arch = None,
@@ -61,10 +62,12 @@ def evaluate(
         dataset, trained_in = trained_on
         # A run is scored where it was trained, unless a flag or the environment names another place.
         data_dir = data_dir or trained_in
+        columns = columns or loaded.settings().get("columns")
     result = score_model(
         loaded,
         str(dataset),
         data_dir=data_dir_or_default(data_dir),
+        columns=columns,
         height=height,
         width=width,
         batch_size=batch_size,

@@ -56,6 +56,7 @@ def extract(
     strict: Strict = False,
     checkpoint: opt.Checkpoint = "last",
     pooling_type: opt.Pooling = None,
+    columns: opt.Columns = None,
     data_dir: opt.DataDir = None,
     logs_dir: opt.LogsDir = None,
     height: opt.Height = None,
@@ -82,7 +83,7 @@ def extract(
     check_form(out)
     refuse_existing(force, *files_of(out))
     reporter = make_reporter(progress)
-    images = list_source(source, split, data_dir_or_default(data_dir), reporter)
+    images = list_source(source, split, data_dir_or_default(data_dir), reporter, columns=columns)
     embedder = open_embedder(
         model_request(resume, checkpoint, pooling_type),
         logs_dir=logs_dir_or_default(logs_dir),
@@ -142,6 +143,7 @@ def search(
     strict: Strict = False,
     checkpoint: opt.Checkpoint = "last",
     pooling_type: opt.Pooling = None,
+    columns: opt.Columns = None,
     data_dir: opt.DataDir = None,
     logs_dir: opt.LogsDir = None,
     height: opt.Height = None,
@@ -174,7 +176,7 @@ def search(
     images = None
     if Path(gallery).suffix.lower() not in {".npz", ".npy", ".parquet"}:
         split = "gallery" if gallery in CATALOG else None
-        images = list_source(gallery, split, data_dir_or_default(data_dir), reporter)
+        images = list_source(gallery, split, data_dir_or_default(data_dir), reporter, columns=columns)
     embedder = open_embedder(
         model_request(resume, checkpoint, pooling_type),
         logs_dir=logs_dir_or_default(logs_dir),
@@ -237,6 +239,6 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
         for match in query["matches"]:
             known = [match["id"], match["camera"]] if with_ids else []
             rows.append([str(match["rank"]), f"{match['similarity']:.4f}", *known, match["name"]])
-        columns = ["rank", "similarity", *(["id", "camera"] if with_ids else []), "image"]
+        headers = ["rank", "similarity", *(["id", "camera"] if with_ids else []), "image"]
         output.print_text(query["query"])
-        output.print_table("", columns, rows)
+        output.print_table("", headers, rows)

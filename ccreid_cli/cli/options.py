@@ -42,6 +42,7 @@ def settings_of(*names: str) -> FromSettings:
 AllSettings = Annotated[dict[str, Any], FromSettings(settings)]
 SettingsOnResume = Annotated[dict[str, Any], FromSettings(may_change_on_resume)]
 Dataset = Annotated[str | None, FromSetting("dataset")]
+Columns = Annotated[str | None, FromSetting("columns")]
 DataDir = Annotated[Path | None, FromSetting("data_dir")]
 LogsDir = Annotated[Path | None, FromSetting("logs_dir")]
 Workers = Annotated[int | None, FromSetting("workers")]

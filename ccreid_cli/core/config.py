@@ -46,6 +46,15 @@ class TrainConfig:
             min_length=1,
         ),
     ] = "market1501"
+    columns: Annotated[
+        str,
+        Setting(
+            "What a manifest calls path, id, camera, split, query, gallery; a folder takes id=names or id=folders. "
+            "Example: --columns id=identity,camera=site",
+            DATA,
+            default="by the first line",
+        ),
+    ] = ""
     data_dir: Annotated[
         Path, Setting("Folder of the datasets.", DATA, environment="CCREID_DATA_DIR", may_change=True)
     ] = Path("data")

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ccreid_cli.data.layouts import FolderLayout, Layout, is_recognised, msmt17_lists, vehicle_id_lists, veri_wild_lists
+from ccreid_cli.data.layouts_by_rule import mars_tracks, prid_cameras
 from ccreid_cli.data.records import SPLITS
 
 
@@ -125,6 +126,9 @@ class DatasetInfo:
 _BOXES = FolderLayout()
 _VERI_BOXES = FolderLayout("image_train", "image_query", "image_test")
 _PNG_BOXES = FolderLayout(extensions=(".png", ".jpg"))
+_ID_FOLDERS = FolderLayout("train_all", "query", "gallery", is_nested=True)
+_DUKE_TRACKS = FolderLayout("train", "query", "gallery", r"(-?[0-9]+)_?C([0-9]+)_?F[0-9]+", is_nested=True)
+_LAST_FOLDERS = FolderLayout("train", "test/query", "test/gallery", r"([0-9]+)_", is_nested=True)
 _UNKNOWN = (Counts(None, None), Counts(None, None), Counts(None, None))
 
 BUNDLE_SOURCE = Source("https://virutalbuy-public.oss-cn-hangzhou.aliyuncs.com/share/data.zip")
@@ -148,7 +152,7 @@ _ROWS = (
     DatasetInfo(
         name="market1501",
         title="Market-1501",
-        places=(Place("Market-1501-v15.09.15", _BOXES),),
+        places=(Place("Market-1501-v15.09.15", _BOXES), Place("Market-1501-v15.09.15/pytorch", _ID_FOLDERS)),
         cameras=tuple(range(1, 7)),
         counts=(Counts(12_936, 751), Counts(3_368, 750), Counts(15_913, 751)),
         policy=Policy.FREE,
@@ -272,6 +276,53 @@ _ROWS = (
         policy=Policy.BY_REQUEST,
         terms="Given out by the authors for academic research on request. Cite Lou et al., VERI-Wild, CVPR 2019.",
         homepage="https://github.com/PKU-IMRE/VERI-Wild",
+    ),
+    DatasetInfo(
+        name="mars",
+        title="MARS",
+        places=(Place("MARS", mars_tracks()),),
+        cameras=tuple(range(1, 7)),
+        counts=(Counts(None, 625), Counts(None, None), Counts(None, None)),
+        policy=Policy.FREE,
+        terms="Photographs of people, for academic research. Every frame of a track counts as an image here. "
+        "Cite Zheng et al., MARS, ECCV 2016.",
+        homepage="https://www.liangzheng.com.cn/Project/project_mars.html",
+    ),
+    DatasetInfo(
+        name="dukemtmc-videoreid",
+        title="DukeMTMC-VideoReID",
+        places=(Place("DukeMTMC-VideoReID", _DUKE_TRACKS),),
+        cameras=tuple(range(1, 9)),
+        counts=(Counts(None, 702), Counts(None, 702), Counts(None, None)),
+        policy=Policy.WITHDRAWN,
+        terms="Made from DukeMTMC, which its authors withdrew in 2019: do not redistribute it, and consider not using "
+        "it. Every frame of a track counts as an image here. Cite Wu et al., Exploit the Unknown Gradually, CVPR 2018.",
+        homepage="https://github.com/Yu-Wu/DukeMTMC-VideoReID",
+    ),
+    DatasetInfo(
+        name="prid2011",
+        title="PRID2011",
+        places=(
+            Place("prid_2011/single_shot", prid_cameras()),
+            Place("prid_2011/multi_shot", prid_cameras(), (Counts(None, 100), Counts(None, 100), Counts(None, 649))),
+        ),
+        cameras=(1, 2),
+        counts=(Counts(200, 100), Counts(100, 100), Counts(649, 649)),
+        policy=Policy.FREE,
+        terms="Photographs of people, for research. Persons 1-100, whom both cameras saw, are for training, 101-200 "
+        "are queried in camera B; the published splits are drawn at random. Cite Hirzer et al., SCIA 2011.",
+        homepage="https://www.tugraz.at/institute/icg/research/team-bischof/lrs/downloads/PRID11/",
+    ),
+    DatasetInfo(
+        name="last",
+        title="LaST",
+        places=(Place("last", _LAST_FOLDERS), Place("LaST", _LAST_FOLDERS)),
+        cameras=None,
+        counts=(Counts(71_248, 5_000), Counts(None, None), Counts(None, None)),
+        policy=Policy.FREE,
+        terms="Scenes of films, given out for academic research only, through Google Drive and Baidu. Cite Shu et al., "
+        "Large-Scale Spatio-Temporal Person Re-identification, IEEE TCSVT 2022.",
+        homepage="https://github.com/shuxjweb/last",
     ),
 )
 

@@ -11,6 +11,8 @@ from typing import NoReturn, Protocol
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.names import UNKNOWN, name_of
+from ccreid_cli.data.file_names import identity_and_camera
+from ccreid_cli.data.image_files import find_images, is_image
 from ccreid_cli.data.records import SPLITS, Record
 
 MARKET_PATTERN = r"(-?[0-9]+)_c([0-9]+)"
@@ -25,12 +27,14 @@ class Scan:
         num_junk: Images by split without an identity (-1), which are left out.
         misnamed: Images whose name does not follow the dataset's pattern, relative to the root; left out.
         absent: Images that a list names but that are not on disk, relative to the root; left out.
+        other: Images with endings that the dataset's own do not have, relative to the root; left out.
     """
 
     records: dict[str, list[Record]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     num_junk: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     misnamed: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
 
     def add(self, split: str, record: Record) -> None:
         """Take one image in, or count it as junk."""
@@ -55,6 +59,9 @@ class Layout(Protocol):
     def parts(self) -> tuple[str, ...]:
         """Folders and files that must be in the root, relative to it: what the layout is recognised by."""
 
+    def is_unmistakable(self, root: Path) -> bool:
+        """Say whether a folder that has these parts cannot well be anything else."""
+
     def read(self, root: Path) -> Scan:
         """Read the folder.
 
@@ -68,16 +75,6 @@ def is_recognised(layout: Layout, root: Path) -> bool:
     return all((root / part).exists() for part in layout.parts)
 
 
-def list_images(folder: Path, extensions: tuple[str, ...]) -> list[str]:
-    """Return the sorted names of the images directly in `folder`: no Thumbs.db, no hidden or ``._`` files."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(extensions) and not entry.name.startswith(".") and entry.is_file()
-        )
-
-
 @dataclass(frozen=True)
 class FolderLayout:
     """One folder per split; identity and camera are in the file name.
@@ -86,8 +83,10 @@ class FolderLayout:
         train: Folder of the training images.
         query: Folder of the queries.
         gallery: Folder of the gallery.
-        pattern: Regular expression at the start of a file name; group 1 is the identity, group 2 the camera.
+        pattern: Regular expression at the start of a file name; group 1 is the identity, group 2 the camera. Without a
+            second group there are no cameras, and each image counts as its own.
         extensions: Lower-case endings of images.
+        is_nested: Whether images lie in folders below these, such as one per identity.
     """
 
     train: str = "bounding_box_train"
@@ -95,24 +94,43 @@ class FolderLayout:
     gallery: str = "bounding_box_test"
     pattern: str = MARKET_PATTERN
     extensions: tuple[str, ...] = (".jpg",)
+    is_nested: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The three folders."""
         return (self.train, self.query, self.gallery)
 
+    def is_unmistakable(self, root: Path) -> bool:
+        """Say whether the names give no camera and all follow the pattern; others are read as any own images are."""
+        if re.compile(self.pattern).groups > 1:
+            return False
+        scan = self.read(root)
+        names = [Path(record.name).name for found in scan.records.values() for record in found]
+        return bool(names) and not scan.misnamed and not any(map(identity_and_camera, names))
+
     def read(self, root: Path) -> Scan:
         """Read the three folders."""
         scan = Scan()
         pattern = re.compile(self.pattern, re.ASCII)
         for split, folder in zip(SPLITS, self.parts, strict=True):
-            for name in list_images(root / folder, self.extensions):
-                match = pattern.match(name)
-                if match is None:
-                    scan.misnamed.append(f"{folder}/{name}")
+            for name in self._images(root / folder):
+                match = pattern.match(name.rpartition("/")[2])
+                path = f"{folder}/{name}"
+                if not name.lower().endswith(self.extensions):
+                    scan.other.append(path)
+                elif match is None:
+                    scan.misnamed.append(path)
                 else:
-                    scan.add(split, Record(f"{folder}/{name}", name_of(match[1]), match[2]))
+                    scan.add(split, Record(path, name_of(match[1]), match[2] if pattern.groups > 1 else path))
         return scan
+
+    def _images(self, folder: Path) -> list[str]:
+        """Return the names of all images of a split, sorted: no Thumbs.db, no hidden or ``._`` files."""
+        if self.is_nested:
+            return find_images(folder).names
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if is_image(entry.name) and entry.is_file())
 
 
 @dataclass(frozen=True)
@@ -126,6 +144,10 @@ class ListLayout:
 
     parts: tuple[str, ...]
     reader: Callable[[Path], Scan]
+
+    def is_unmistakable(self, root: Path) -> bool:
+        """Say that it is: nothing else has such lists."""
+        return True
 
     def read(self, root: Path) -> Scan:
         """Read the lists.
@@ -151,7 +173,7 @@ class _Files:
         return file in self._names[folder]
 
 
-class _ListReader:
+class ListReader:
     """Collects the lines of a dataset's lists into a scan."""
 
     def __init__(self, root: Path) -> None:
@@ -160,16 +182,23 @@ class _ListReader:
         self._files = _Files(root)
 
     def add(self, split: str, record: Record) -> None:
+        """Take one image in, or note that it is not on disk."""
         if record.name in self._files:
             self.scan.add(split, record)
         else:
             self.scan.absent.append(record.name)
 
     def lines(self, list_name: str) -> Iterator[tuple[int, str]]:
+        """Return the lines that hold anything, with their numbers."""
         text = (self.root / list_name).read_text(encoding="utf-8", errors="replace")
         return ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip())
 
     def malformed(self, list_name: str, number: int, line: str, expected: str) -> NoReturn:
+        """Refuse a line.
+
+        Raises:
+            DataError: Always.
+        """
         raise DataError(
             f"{self.root / list_name}, line {number}: expected {expected}, found {line[:80]!r}.",
             "Take the list files as the dataset's authors gave them out.",
@@ -193,7 +222,7 @@ def _digits(text: str) -> str:
 
 def _read_msmt17(root: Path, train_folder: str, test_folder: str) -> Scan:
     """Read MSMT17's lists: ``0000/0000_000_01_0303morning_0008_0.jpg 0``, camera in the third field; train + val."""
-    reader = _ListReader(root)
+    reader = ListReader(root)
     sources = (
         ("train", "list_train.txt", train_folder),
         ("train", "list_val.txt", train_folder),
@@ -223,7 +252,7 @@ def _read_vehicle_id(root: Path, test_list: str) -> Scan:
 
     There are no cameras: each image's own number stands in, so that evaluation removes nothing.
     """
-    reader = _ListReader(root)
+    reader = ListReader(root)
     test: list[Record] = []
     for list_name in ("train_test_split/train_list.txt", test_list):
         for number, line in reader.lines(list_name):
@@ -251,7 +280,7 @@ def vehicle_id_lists(test_list: str) -> ListLayout:
 
 def _read_veri_wild(root: Path, query_list: str, gallery_list: str) -> Scan:
     """Read VERI-Wild's lists (``vehicle/image``); cameras are in vehicle_info.txt (``vehicle/image;camera;...``)."""
-    reader = _ListReader(root)
+    reader = ListReader(root)
     info_name = "train_test_split/vehicle_info.txt"
     cameras: dict[str, str] = {}
     for number, line in reader.lines(info_name):

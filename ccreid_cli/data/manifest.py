@@ -2,141 +2,167 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.names import UNKNOWN, name_of
+from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.core.words import plural
+from ccreid_cli.data.columns import EXAMPLE, Columns, find_columns
 from ccreid_cli.data.records import SPLITS, Record
+from ccreid_cli.data.table_file import Row, read_table
 
 MANIFEST_ENDINGS = (".csv", ".tsv")
-COLUMNS = ("path", "id", "camera", "split")
-_EXAMPLE = "A manifest looks like: path,id,camera,split (first line), then images/a.jpg,17,2,train"
+_OTHER_NAMES = {"training": "train", "database": "gallery", "queries": "query", "probe": "query"}
+"""What other programs call the splits."""
+_HELD_OUT = ("test", "val", "valid", "validation")
+_TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no", "", "nan", "none")
 
 
 @dataclass(frozen=True)
 class _Row:
+    """One image in one split; `split` is empty where it is in none."""
+
     line: int
     path: str
     id: str
     camera: str
     split: str
+    is_in_both: bool = False
 
 
-def read_manifest(path: Path) -> dict[str, list[Record]]:
+def read_manifest(path: Path, chosen: Mapping[str, str], reporter: Reporter) -> dict[str, list[Record]]:
     """Read a manifest.
 
-    The first line names the columns path, id, camera and split, in any order; more columns are ignored. Paths are
-    absolute or relative to the manifest. Identities and cameras are names, kept as they are written but for the space
-    around them; an empty field or -1 is none (see `core.names`). Queries and gallery images that have an identity need
-    a camera, too, if any line has one.
+    The first line names the columns path, id, camera and split, in any order; more columns are ignored. Manifests of
+    other programs are known by their columns, and `chosen` names any others (see `data.columns`). Paths are absolute or
+    relative to the manifest. Identities and cameras are names, kept as they are written but for the space around them;
+    an empty field or -1 is none (see `core.names`). Queries and gallery images that have an identity need a camera,
+    too, if any line has one.
 
     Args:
-        path: The file; ``.tsv`` is split at tabs, ``.csv`` at commas or semicolons, whichever its header uses.
+        path: The file.
+        chosen: What the user calls the columns, by field.
+        reporter: Told which columns were taken, and which images are in no split.
 
     Returns:
         Images by split.
 
     Raises:
-        DataError: Names file and line of the first thing that is wrong.
+        DataError: Names file, line and column of the first thing that is wrong.
     """
-    rows = _read_rows(path)
-    _check_rows(path, rows)
+    table = read_table(path)
+    if not table:
+        raise DataError(f"{path} is empty.", EXAMPLE)
+    columns = find_columns(path, table[0].line, table[0].fields, chosen, reporter)
+    if len(table) == 1:
+        raise DataError(f"{path} has a header but no images.", EXAMPLE)
+    rows = [row for line in table[1:] for row in _rows_of(path, line, columns)]
+    _check_rows(path, rows, columns)
+    _tell_of_left_out(path, rows, reporter)
+    _tell_of_both(path, rows, reporter)
     records: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for row in rows:
-        records[row.split].append(Record(_relative_name(row.path, path.parent), row.id, row.camera))
+        if row.split:
+            records[row.split].append(Record(_relative_name(row.path), row.id, _camera(row)))
     return records
 
 
-def _read_rows(path: Path) -> list[_Row]:
+def _rows_of(path: Path, line: Row, columns: Columns) -> list[_Row]:
+    """Return what one line says: an image may be query and gallery at once."""
+    needed = max(columns.positions.values())
+    if len(line.fields) <= needed:
+        wanted = ", ".join(columns.headers.values())
+        raise DataError(f"{path}, line {line.line}: {len(line.fields)} fields, but {wanted} are needed.", EXAMPLE)
+    values = {field: line.fields[position].strip() for field, position in columns.positions.items()}
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if not text:
-        raise DataError(f"{path} is empty.", _EXAMPLE)
-    # Line by line with their ends: a name in quotes may hold a line break.
-    lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=_delimiter(path, text.partition("\n")[0]))
-    positions = _columns(path, next(reader))
-    rows = []
-    for fields in reader:
-        if not any(field.strip() for field in fields):
-            continue
-        if len(fields) <= max(positions.values()):
-            raise DataError(
-                f"{path}, line {reader.line_num}: {len(fields)} fields, but {', '.join(COLUMNS)} are needed.", _EXAMPLE
-            )
-        values = {column: fields[position].strip() for column, position in positions.items()}
-        rows.append(_row(path, reader.line_num, values))
-    if not rows:
-        raise DataError(f"{path} has a header but no images.", _EXAMPLE)
-    return rows
-
-
-def _row(path: Path, line: int, values: Mapping[str, str]) -> _Row:
-    try:
-        identity, camera = name_of(values["id"]), name_of(values["camera"])
+        identity, camera = name_of(values["id"]), name_of(values.get("camera", ""))
     except ValueError as error:
-        raise DataError(f"{path}, line {line}: {error}.", _EXAMPLE) from error
-    return _Row(line, values["path"], identity, camera, values["split"].lower())
+        raise DataError(f"{path}, line {line.line}: {error}.", EXAMPLE) from error
+    if columns.unknown and identity.lower() == columns.unknown:
+        identity = UNKNOWN
+    splits = [values["split"].lower()] if columns.is_own else _splits(path, line.line, values, columns)
+    return [_Row(line.line, values["path"], identity, camera, split, len(splits) > 1) for split in splits]
 
 
-def _delimiter(path: Path, header: str) -> str:
-    if path.suffix.lower() == ".tsv" or "\t" in header:
-        return "\t"
-    return ";" if header.count(";") > header.count(",") else ","
+def _splits(path: Path, line: int, values: Mapping[str, str], columns: Columns) -> list[str]:
+    """Return the splits that an image of another program's manifest is in; an empty one where it is in none."""
+    named = values.get("split", "").lower()
+    split = _OTHER_NAMES.get(named, named)
+    if split == "train" or not {"query", "gallery"} & set(values):
+        return ["" if split in _HELD_OUT else split or ("" if "split" in values else "train")]
+    marked = [field for field in ("query", "gallery") if _is_true(path, line, values, columns, field)]
+    return marked or [split if split in SPLITS else ""]
 
 
-def _columns(path: Path, header: list[str]) -> dict[str, int]:
-    names = [name.strip().lower() for name in header]
-    for column in COLUMNS:
-        if names.count(column) != 1:
-            what = "twice" if column in names else "not"
-            guess = did_you_mean(column, [name for name in names if name and name not in COLUMNS])
-            found = f"its first line is {', '.join(names)!r}"
-            guess = f" For {column}, {guess}" if guess else ""
-            raise DataError(f'{path}, line 1: the column "{column}" is {what} there; {found}.{guess}', _EXAMPLE)
-    return {column: names.index(column) for column in COLUMNS}
+def _is_true(path: Path, line: int, values: Mapping[str, str], columns: Columns, field: str) -> bool:
+    value = values.get(field, "").lower()
+    if value not in (*_TRUE, *_FALSE):
+        column = columns.headers[field]
+        raise DataError(f'{path}, line {line}: "{value}" in the column "{column}" is neither true nor false.')
+    return value in _TRUE
 
 
-def _check_rows(path: Path, rows: list[_Row]) -> None:
+def _camera(row: _Row) -> str:
+    """Return the camera; an image that is query and gallery without one is its own, so that it never matches itself."""
+    return f"of {_relative_name(row.path)}" if row.is_in_both and row.camera == UNKNOWN else row.camera
+
+
+def _check_rows(path: Path, rows: Sequence[_Row], columns: Columns) -> None:
     seen: dict[tuple[str, str], int] = {}
     has_cameras = any(row.camera for row in rows)
     for row in rows:
-        problem = _problem(row, has_cameras)
+        problem = _problem(row, has_cameras, columns)
         first = seen.setdefault((row.split, os.path.normpath(row.path)), row.line)
-        if problem is None and first != row.line:
-            problem = f"{row.path} is in {row.split} already, on line {first}"
+        if problem is None and row.split and first != row.line:
+            problem = f"{_short(row.path)} is in {row.split} already, on line {first}"
         if problem is not None:
-            raise DataError(f"{path}, line {row.line}: {problem}.", _EXAMPLE)
-    absent = [row for row in rows if not (path.parent / row.path).is_file()]
+            raise DataError(f"{path}, line {row.line}: {problem}.", EXAMPLE)
+    used = [row for row in rows if row.split]
+    absent = [row for row in used if not (path.parent / row.path).is_file()]
     if absent:
         raise DataError(
-            f"{path}, line {absent[0].line}: {path.parent / absent[0].path} does not exist"
-            f"{f' ({len(absent):,} of {len(rows):,} images do not)' if len(absent) > 1 else ''}.",
+            f"{path}, line {absent[0].line}: {path.parent / _short(absent[0].path)} does not exist"
+            f"{f' ({len(absent):,} of {len(used):,} images do not)' if len(absent) > 1 else ''}.",
             "Paths are relative to the manifest's own folder.",
         )
 
 
-def _problem(row: _Row, has_cameras: bool) -> str | None:
+def _problem(row: _Row, has_cameras: bool, columns: Columns) -> str | None:
     if not row.path:
         return "the path is empty"
-    if row.split not in SPLITS:
+    if row.split not in SPLITS and (row.split or columns.is_own):
         guess = did_you_mean(row.split, SPLITS)
         return f'the split is "{row.split}", not train, query or gallery{f" ({guess})" if guess else ""}'
-    if row.split != "train" and row.id != UNKNOWN and row.camera == UNKNOWN and has_cameras:
+    if row.split in ("query", "gallery") and row.id != UNKNOWN and row.camera == UNKNOWN and has_cameras:
         return f"a {row.split} image needs a camera, as other lines have one"
     return None
 
 
-def _relative_name(name: str, folder: Path) -> str:
+def _tell_of_left_out(path: Path, rows: Sequence[_Row], reporter: Reporter) -> None:
+    left_out = [row for row in rows if not row.split]
+    if left_out:
+        reporter.warning(
+            f"{path}: {plural(len(left_out), 'image is', 'images are')} left out, the first {_short(left_out[0].path)} on "
+            f"line {left_out[0].line}: neither for training nor marked as query or gallery."
+        )
+
+
+def _tell_of_both(path: Path, rows: Sequence[_Row], reporter: Reporter) -> None:
+    both = [row for row in rows if row.is_in_both and row.split == "query"]
+    if both:
+        how = "queries and gallery at once; none is matched with itself"
+        reporter.message(f"{path}: {plural(len(both), 'image is', 'images are')} {how}.")
+
+
+def _relative_name(name: str) -> str:
     path = Path(name)
     return path.as_posix() if path.is_absolute() else Path(os.path.normpath(name)).as_posix()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."

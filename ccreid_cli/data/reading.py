@@ -13,7 +13,9 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.core.words import plural
 from ccreid_cli.data.catalog import CATALOG, DatasetInfo, Place, Policy
-from ccreid_cli.data.layouts import Scan
+from ccreid_cli.data.columns import parse_columns
+from ccreid_cli.data.image_files import find_images
+from ccreid_cli.data.layouts import Scan, is_recognised
 from ccreid_cli.data.locate import Found, find_dataset, how_to_get, missing_error
 from ccreid_cli.data.own_images import is_path_like, load_own_images
 from ccreid_cli.data.records import SPLITS
@@ -89,13 +91,16 @@ class DatasetState:
         return asdict(self) | {"root": str(self.root) if self.root else None, "problems": list(self.problems)}
 
 
-def load_dataset(name: str, data_dir: Path, reporter: Reporter, *, keep_unknown: bool = False) -> ReidDataset:
+def load_dataset(
+    name: str, data_dir: Path, reporter: Reporter, *, columns: str | None = None, keep_unknown: bool = False
+) -> ReidDataset:
     """Load a dataset of the catalogue, or a user's own images.
 
     Args:
         name: A name of the catalogue (which wins), or the path of a folder or manifest of own images.
         data_dir: The data directory; read for names of the catalogue only.
         reporter: Told of everything that is not as published or was guessed.
+        columns: As ``--columns``: where own images have what (see `data.columns`).
         keep_unknown: Whether own queries and gallery images without an identity stay (see `load_own_images`).
 
     Returns:
@@ -107,11 +112,17 @@ def load_dataset(name: str, data_dir: Path, reporter: Reporter, *, keep_unknown:
     """
     info = CATALOG.get(name)
     if info is None:
-        return _load_own(name, reporter, keep_unknown)
+        return _load_own(name, reporter, parse_columns(columns), keep_unknown)
+    if columns:
+        raise UsageError(f"--columns is for images of your own, not for {name}.", "Leave it out.")
     found = find_dataset(info, data_dir)
     if found is None and info.policy is Policy.MADE:
         found = _make(info, data_dir, reporter)
     if found is None:
+        folder = Path(name)
+        if folder.is_dir() and find_images(folder).names:
+            reporter.message(f"{name} is not in {data_dir}; the folder {folder.absolute()} is taken.")
+            return _load_own(f"./{name}", reporter, {}, keep_unknown)
         raise missing_error(info, data_dir)
     if not found.is_official:
         reporter.message(f"{info.name}: taken from {found.root}, which holds {', '.join(found.place.layout.parts)}.")
@@ -192,6 +203,9 @@ def problems_of(info: DatasetInfo, place: Place, root: Path, scan: Scan) -> list
     if scan.misnamed:
         text = f"{root} has {plural(len(scan.misnamed), 'image')} left out, without identity and camera in the name"
         problems.append(Problem(ProblemKind.NAMES, f"{text}: {_few(scan.misnamed)}."))
+    if scan.other:
+        text = f"{root} has {plural(len(scan.other), 'image')} left out, with endings that the dataset does not have"
+        problems.append(Problem(ProblemKind.NAMES, f"{text}: {_few(scan.other)}."))
     return problems + _count_problems(info, place, root, scan)
 
 
@@ -215,11 +229,12 @@ def dataset_state(info: DatasetInfo, data_dir: Path) -> DatasetState:
     )
 
 
-def _load_own(name: str, reporter: Reporter, keep_unknown: bool) -> ReidDataset:
+def _load_own(name: str, reporter: Reporter, columns: dict[str, str], keep_unknown: bool) -> ReidDataset:
     path = Path(name).expanduser()
     if path.exists():
         try:
-            return load_own_images(path, reporter, keep_unknown=keep_unknown)
+            known = None if columns else _own_copy(path, reporter)
+            return known or load_own_images(path, reporter, columns=columns, keep_unknown=keep_unknown)
         except OSError as error:
             raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
     if is_path_like(name):
@@ -233,6 +248,31 @@ def _load_own(name: str, reporter: Reporter, keep_unknown: bool) -> ReidDataset:
         f'there is no dataset "{name}"{": " + guess if guess else "."}',
         f"Datasets: {', '.join(CATALOG)}. A path to a folder or CSV/TSV manifest of your own images works too.",
     )
+
+
+def _own_copy(path: Path, reporter: Reporter) -> ReidDataset | None:
+    """Read a user's folder as the dataset of the catalogue whose layout it has, where no other one looks the same."""
+    for info in CATALOG.values():
+        for place in info.places:
+            for root in (path, *(path / inner for inner in _ends_of(place.folder))):
+                if not (root.is_dir() and is_recognised(place.layout, root) and place.layout.is_unmistakable(root)):
+                    continue
+                reporter.message(f"{path} is laid out like {info.title} and read as that.")
+                scan = scan_place(place, root)
+                _check_own_copy(info, place, root, scan)
+                return replace(build_dataset(info, root, scan), name=str(path))
+    return None
+
+
+def _ends_of(folder: str) -> list[str]:
+    parts = folder.split("/") if folder else []
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def _check_own_copy(info: DatasetInfo, place: Place, root: Path, scan: Scan) -> None:
+    for problem in problems_of(info, place, root, scan):
+        if problem.is_fatal:
+            raise DataError(f"{info.title}: {problem.text}", "For other images of this layout, write a CSV manifest.")
 
 
 def _make(info: DatasetInfo, data_dir: Path, reporter: Reporter) -> Found | None:

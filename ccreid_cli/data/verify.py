@@ -86,13 +86,20 @@ class VerifyReport:
 
 
 def verify_dataset(
-    name: str, data_dir: Path, *, decode: bool = False, workers: int = 2, reporter: Reporter | None = None
+    name: str,
+    data_dir: Path,
+    *,
+    columns: str | None = None,
+    decode: bool = False,
+    workers: int = 2,
+    reporter: Reporter | None = None,
 ) -> VerifyReport:
     """Verify a dataset of the catalogue, or a user's own images.
 
     Args:
         name: Name in the catalogue, or a path.
         data_dir: The data directory.
+        columns: As ``--columns``.
         decode: Also decode every image to the last byte.
         workers: Threads that decode (the decoder works outside Python's lock).
         reporter: Where progress is shown.
@@ -107,7 +114,7 @@ def verify_dataset(
     reporter = reporter or SilentReporter()
     info = CATALOG.get(name)
     if info is None:
-        dataset = load_dataset(name, data_dir, reporter)
+        dataset = load_dataset(name, data_dir, reporter, columns=columns)
         report = _verify_dataset_itself(dataset, test_ids_repeat=False)
         paths = [path for split in dataset.splits.values() for path in split.paths]
     else:

@@ -213,7 +213,7 @@ def _refuse_used_name(run: RunFolder) -> None:
 
 def _read_dataset(config: TrainConfig, session: _Session, on_dataset: DatasetHook | None) -> ReidDataset:
     def read() -> ReidDataset:
-        return load_dataset(config.dataset, config.data_dir, session.reporter)
+        return load_dataset(config.dataset, config.data_dir, session.reporter, columns=config.columns)
 
     dataset = session.group.on_main(read)
     if not len(dataset.train):

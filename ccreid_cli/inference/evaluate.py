@@ -21,6 +21,7 @@ def score_model(
     dataset_name: str,
     *,
     data_dir: Path,
+    columns: str | None = None,
     height: int | None,
     width: int | None,
     workers: int,
@@ -36,6 +37,7 @@ def score_model(
         loaded: The network.
         dataset_name: A dataset's name, or a path.
         data_dir: Folder of the datasets.
+        columns: As ``--columns``.
         height: Input height; None for the one it was trained at, else the dataset's usual one.
         width: Input width, likewise.
         workers: Threads that decode.
@@ -51,7 +53,7 @@ def score_model(
     Raises:
         DataError: The dataset is missing, broken, or cannot be scored.
     """
-    dataset = load_dataset(dataset_name, data_dir, reporter)
+    dataset = load_dataset(dataset_name, data_dir, reporter, columns=columns)
     if on_dataset:
         on_dataset(dataset)
     if not dataset.has_evaluation:

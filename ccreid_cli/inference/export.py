@@ -106,16 +106,18 @@ def sample_images(embedder: Embedder, data_dir: Path | None = None) -> tuple[NDA
     if trained_on is not None:
         name, trained_in = trained_on
         with contextlib.suppress(CcreidError):
-            return _dataset_images(embedder, name, data_dir or trained_in)
+            return _dataset_images(embedder, name, data_dir or trained_in, embedder.loaded.settings().get("columns"))
     noise = np.random.default_rng(0).integers(0, 256, (NUM_CHECK_IMAGES, *embedder.input_size, 3), dtype=np.uint8)
     return noise, "random noise"
 
 
-def _dataset_images(embedder: Embedder, name: str, data_dir: Path) -> tuple[NDArray[np.uint8], str]:
+def _dataset_images(
+    embedder: Embedder, name: str, data_dir: Path, columns: str | None
+) -> tuple[NDArray[np.uint8], str]:
     if not data_dir.is_dir():
         # Otherwise `load_dataset` would make the toy dataset in a new folder.
         raise DataError(f"{data_dir} does not exist.")
-    dataset = load_dataset(name, data_dir, SilentReporter())
+    dataset = load_dataset(name, data_dir, SilentReporter(), columns=columns)
     split = "query" if len(dataset.query) else "train"
     paths = dataset.splits[split].paths
     positions = np.unique(np.linspace(0, len(paths) - 1, NUM_CHECK_IMAGES).astype(int))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,7 +12,8 @@ from numpy.typing import NDArray
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.data.catalog import CATALOG
-from ccreid_cli.data.own_images import IMAGE_ENDINGS
+from ccreid_cli.data.image_files import endings_text, find_images
+from ccreid_cli.data.own_folders import tell_of_left_out
 from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.records import SPLITS
 
@@ -55,7 +54,9 @@ class ImageList:
         return ImageList(self.root, pick(self.names), ids, cams, None if self.splits is None else self.splits[kept])
 
 
-def list_source(source: str, split: str | None, data_dir: Path, reporter: Reporter) -> ImageList:
+def list_source(
+    source: str, split: str | None, data_dir: Path, reporter: Reporter, *, columns: str | None = None
+) -> ImageList:
     """List what a command line names.
 
     Args:
@@ -63,6 +64,7 @@ def list_source(source: str, split: str | None, data_dir: Path, reporter: Report
         split: ``train``, ``query`` or ``gallery``; None for all images of a folder, or all splits of a dataset.
         data_dir: The data directory.
         reporter: Told what was taken for what.
+        columns: As ``--columns``.
 
     Raises:
         UsageError: There is no such split or dataset.
@@ -71,9 +73,9 @@ def list_source(source: str, split: str | None, data_dir: Path, reporter: Report
     if split is not None and split not in SPLITS:
         raise UsageError(f'--split "{split}" is not known.', f"Use one of {', '.join(SPLITS)}, or leave it out.")
     folder = Path(source).expanduser()
-    if source not in CATALOG and split is None and folder.is_dir():
-        return list_folder(folder)
-    dataset = load_dataset(source, data_dir, reporter, keep_unknown=True)
+    if source not in CATALOG and split is None and not columns and folder.is_dir():
+        return list_folder(folder, reporter)
+    dataset = load_dataset(source, data_dir, reporter, columns=columns, keep_unknown=True)
     chosen = [split] if split else [name for name in SPLITS if len(dataset.splits[name])]
     parts = [dataset.splits[name] for name in chosen]
     if not any(map(len, parts)):
@@ -87,31 +89,17 @@ def list_source(source: str, split: str | None, data_dir: Path, reporter: Report
     )
 
 
-def list_folder(folder: Path) -> ImageList:
-    """List the images in a folder and all folders below it, by name; hidden ones and ``__MACOSX`` are passed over.
+def list_folder(folder: Path, reporter: Reporter) -> ImageList:
+    """List the images in a folder and all folders below it, by name (see `data.image_files`).
 
     Raises:
         DataError: There is none, or the folder cannot be read.
     """
-    names: list[str] = []
-
-    def stop(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
-
-    seen: set[str] = set()
-    for current, folders, files in os.walk(folder, onerror=stop, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        # Linked folders are followed, but not in circles.
-        if (place := os.path.realpath(current)) in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        here = Path(current).relative_to(folder)
-        names += [(here / name).as_posix() for name in _images(files)]
-    if not names:
-        raise DataError(f"no image was found in {folder}.", f"Images end in {', '.join(IMAGE_ENDINGS)}.")
-    return ImageList(folder, tuple(sorted(names)))
-
-
-def _images(files: Sequence[str]) -> list[str]:
-    return [name for name in files if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")]
+    try:
+        found = find_images(folder)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror or error}.") from error
+    tell_of_left_out(folder, found, reporter)
+    if not found.names:
+        raise DataError(f"no image was found in {folder}.", endings_text())
+    return ImageList(folder, tuple(found.names))

@@ -104,7 +104,10 @@ def open_network(records: Sources, run: RunFolder, checkpoint: str, device: str,
         say_device: Whether the device is said.
     """
     notes = records.notes
-    dataset = notes.attempt(lambda: load_dataset(records.config.dataset, records.data_dir, notes.reporter))
+    config = records.config
+    dataset = notes.attempt(
+        lambda: load_dataset(config.dataset, records.data_dir, notes.reporter, columns=config.columns)
+    )
     if dataset is None:
         return records
     trained_on = as_mapping(records.environment.get("dataset")).get("fingerprint")

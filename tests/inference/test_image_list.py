@@ -15,10 +15,10 @@ def test_list_folder_takes_every_image_below_once(tmp_path: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
     (folder / "circle").symlink_to(folder, target_is_directory=True)
-    assert list_folder(folder).names == ("B.JPEG", "sub0/0.png", "sub1/1.png")
+    assert list_folder(folder, SilentReporter()).names == ("B.JPEG", "sub0/0.png", "sub1/1.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image"):
-        list_folder(tmp_path / "empty")
+        list_folder(tmp_path / "empty", SilentReporter())
 
 
 def test_list_source_tells_splits_apart(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Layouts whose splits follow a rule of their own: MARS, whose queries are numbers of tracks, and PRID2011."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.names import name_of
+from ccreid_cli.data.file_names import identity_and_camera
+from ccreid_cli.data.image_files import find_images
+from ccreid_cli.data.layouts import ListLayout, ListReader, Scan
+from ccreid_cli.data.records import Record
+
+_MARS_PARTS = ("bbox_train", "bbox_test", "info/test_name.txt", "info/tracks_test_info.mat", "info/query_IDX.mat")
+_PRID_PERSON = re.compile(r"person_([0-9]+)")
+_PRID_TRAINED = range(1, 101)
+_PRID_QUERIED = range(101, 201)
+
+
+def mars_tracks() -> ListLayout:
+    """MARS: ``bbox_train/0001/0001C1T0001F001.jpg``, likewise ``bbox_test``, and ``info/``, which numbers the tracks."""
+    return ListLayout(_MARS_PARTS, _read_mars)
+
+
+def prid_cameras() -> ListLayout:
+    """PRID2011: ``cam_a/person_0001.png`` or ``cam_a/person_0001/0001.png``, likewise ``cam_b``."""
+    return PridLayout(("cam_a", "cam_b"), _read_prid)
+
+
+class PridLayout(ListLayout):
+    """PRID2011, which has no lists: its files are known by their names."""
+
+    def is_unmistakable(self, root: Path) -> bool:
+        """Say whether all images are of persons by number, as nobody else names them."""
+        scan = self.read(root)
+        return any(scan.records.values()) and not scan.misnamed
+
+
+def _read_mars(root: Path) -> Scan:
+    """Read all training images, and the test images by tracks: those in query_IDX are queries, the others gallery."""
+    reader = ListReader(root)
+    for name in find_images(root / "bbox_train").names:
+        _add_mars(reader, "train", f"bbox_train/{name}")
+    names = [name for _, name in reader.lines("info/test_name.txt")]
+    tracks = _matrix(root / "info/tracks_test_info.mat", "track_test_info").reshape(-1, 4)
+    queries = set(_matrix(root / "info/query_IDX.mat", "query_IDX").ravel().tolist())
+    for number, (first, last) in enumerate(tracks[:, :2].tolist(), 1):
+        if not 1 <= first <= last <= len(names):
+            raise DataError(
+                f"{root / 'info/tracks_test_info.mat'}: track {number} is of images {first} to {last}, but test_name.txt "
+                f"names {len(names):,}.",
+                "Take the files as the dataset's authors gave them out.",
+            )
+        for name in names[first - 1 : last]:
+            _add_mars(reader, "query" if number in queries else "gallery", f"bbox_test/{name[:4]}/{name}")
+    return reader.scan
+
+
+def _add_mars(reader: ListReader, split: str, path: str) -> None:
+    named = identity_and_camera(path.rpartition("/")[2])
+    if named is None:
+        reader.scan.misnamed.append(path)
+    else:
+        reader.add(split, Record(path, named.identity, named.camera))
+
+
+def _matrix(path: Path, name: str) -> NDArray[np.int64]:
+    """Return an array of a MATLAB file as whole numbers."""
+    from scipy.io import loadmat
+
+    try:
+        content: dict[str, Any] = loadmat(path)
+        return np.asarray(content[name]).astype(np.int64)
+    except Exception as error:  # SciPy raises nearly everything on damaged bytes
+        raise DataError(
+            f"{path} does not hold the array {name}: {error}.", "Take the files as the dataset's authors gave them out."
+        ) from error
+
+
+def _read_prid(root: Path) -> Scan:
+    """Read both cameras. Persons 1-200 are the same in both; from 201 on a number means another person in each.
+
+    Persons 1-100 are for training, 101-200 in camera A are queries, and all others in camera B are the gallery; the
+    others in camera A, whom camera B did not see, are left out.
+    """
+    scan = Scan()
+    for folder, camera in (("cam_a", "1"), ("cam_b", "2")):
+        for name in find_images(root / folder).names:
+            person = _PRID_PERSON.match(name)
+            if person is None:
+                scan.misnamed.append(f"{folder}/{name}")
+                continue
+            record = Record(f"{folder}/{name}", name_of(person[1]), camera)
+            if int(person[1]) in _PRID_TRAINED:
+                scan.add("train", record)
+            elif camera == "2":
+                scan.add("gallery", record)
+            elif int(person[1]) in _PRID_QUERIED:
+                scan.add("query", record)
+            else:
+                scan.num_junk["query"] += 1
+    return scan
