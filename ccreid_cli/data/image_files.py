@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
 _ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"),
     *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
@@ -31,6 +29,8 @@ _SYSTEM_FOLDERS = frozenset(
 @cache
 def image_endings() -> frozenset[str]:
     """Return the endings, in lower case and with the dot, of images that Pillow can open here."""
+    from PIL import Image
+
     Image.init()
     known = Image.registered_extensions()
     return frozenset(ending for ending in _ENDINGS if ending == ".mpo" or known.get(ending) in Image.OPEN)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.names import name_of
@@ -16,6 +13,10 @@ from ccreid_cli.data.image_files import find_images
 from ccreid_cli.data.layouts import ListLayout, ListReader, Scan
 from ccreid_cli.data.records import Record
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 _MARS_PARTS = ("bbox_train", "bbox_test", "info/test_name.txt", "info/tracks_test_info.mat", "info/query_IDX.mat")
 _PRID_PERSON = re.compile(r"person_([0-9]+)")
 _PRID_TRAINED = range(1, 101)
@@ -23,7 +24,7 @@ _PRID_QUERIED = range(101, 201)
 
 
 def mars_tracks() -> ListLayout:
-    """MARS: ``bbox_train/0001/0001C1T0001F001.jpg``, likewise ``bbox_test``, and ``info/``, which numbers the tracks."""
+    """MARS: ``bbox_train/0001/0001C1T0001F001.jpg``, likewise ``bbox_test``, and ``info/`` with tracks."""
     return ListLayout(_MARS_PARTS, _read_mars)
 
 
@@ -52,8 +53,8 @@ def _read_mars(root: Path) -> Scan:
     for number, (first, last) in enumerate(tracks[:, :2].tolist(), 1):
         if not 1 <= first <= last <= len(names):
             raise DataError(
-                f"{root / 'info/tracks_test_info.mat'}: track {number} is of images {first} to {last}, but test_name.txt "
-                f"names {len(names):,}.",
+                f"{root / 'info/tracks_test_info.mat'}: track {number} is of images {first} to {last}, but "
+                f"test_name.txt names {len(names):,}.",
                 "Take the files as the dataset's authors gave them out.",
             )
         for name in names[first - 1 : last]:
@@ -71,6 +72,7 @@ def _add_mars(reader: ListReader, split: str, path: str) -> None:
 
 def _matrix(path: Path, name: str) -> NDArray[np.int64]:
     """Return an array of a MATLAB file as whole numbers."""
+    import numpy as np
     from scipy.io import loadmat
 
     try:

@@ -146,9 +146,10 @@ def _problem(row: _Row, has_cameras: bool, columns: Columns) -> str | None:
 def _tell_of_left_out(path: Path, rows: Sequence[_Row], reporter: Reporter) -> None:
     left_out = [row for row in rows if not row.split]
     if left_out:
+        kind = plural(len(left_out), "image is", "images are")
         reporter.warning(
-            f"{path}: {plural(len(left_out), 'image is', 'images are')} left out, the first {_short(left_out[0].path)} on "
-            f"line {left_out[0].line}: neither for training nor marked as query or gallery."
+            f"{path}: {kind} left out, the first {_short(left_out[0].path)} on line {left_out[0].line}: "
+            "neither for training nor marked as query or gallery."
         )
 
 

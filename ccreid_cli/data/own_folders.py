@@ -125,8 +125,8 @@ def _refuse_other_splits(root: Path) -> None:
         return
     mars = "bbox_test" in named
     raise DataError(
-        f"{root}: {few(named)} {'is' if len(named) == 1 else 'are'} named like {'a part' if len(named) == 1 else 'parts'} "
-        "of a dataset, but not in a way that says which images are for training, which are queries and which the gallery"
+        f"{root}: {few(named)} {'is' if len(named) == 1 else 'are'} named like parts of a dataset, but not in a way "
+        "that says which images are for training, which are queries and which the gallery"
         f"{' (MARS says so in info/query_IDX.mat, info/tracks_test_info.mat and info/test_name.txt)' if mars else ''}.",
         "Name the folders train, query and gallery, write a CSV manifest, or give the one folder to train on.",
     )

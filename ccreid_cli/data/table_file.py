@@ -28,8 +28,8 @@ def read_table(path: Path) -> list[Row]:
     """Read all rows that are not empty, the header first.
 
     Args:
-        path: The file; ``.tsv`` is split at tabs, others at what their first line uses most: tabs, semicolons, commas or
-            bars.
+        path: The file; ``.tsv`` is split at tabs, others at tabs, semicolons, commas or bars, whichever
+            the first line uses most.
 
     Raises:
         DataError: It cannot be read, is no UTF-8 text, or a row is malformed: names line and column.
@@ -128,8 +128,8 @@ def _bad_quote(path: Path, lines: list[str], start: int, separator: str, first: 
         number, character, line = start, 0, lines[start]
     column = line[: character or 0].count(separator) + 1
     return DataError(
-        f"{path}, line {number + first}, column {column}, character {(character or 0) + 1}: the quote is not closed as it "
-        f"should be ({why}): {line[:80]!r}.",
+        f"{path}, line {number + first}, column {column}, character {(character or 0) + 1}: the quote is not closed as "
+        f"it should be ({why}): {line[:80]!r}.",
         _QUOTES,
     )
 

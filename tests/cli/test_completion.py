@@ -179,7 +179,7 @@ def test_real_shells(shell: Shell) -> None:
     assert found == CASES
     assert {"toy", "market1501", "msmt17"} <= set(shell.offers("ccreid train -d "))
     assert {"fetch", "verify"} <= set(shell.offers("ccreid data "))
-    assert shell.line("ccreid train -d toy -d mar", keys=TAB) == "ccreid train -d toy -d market1501 "
+    assert shell.line("ccreid train -d toy -d mark", keys=TAB) == "ccreid train -d toy -d market1501 "
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
