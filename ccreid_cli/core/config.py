@@ -50,7 +50,7 @@ class TrainConfig:
         str,
         Setting(
             "What a manifest calls path, id, camera, split, query, gallery; a folder takes id=names or id=folders. "
-            "Example: --columns id=identity,camera=site",
+            "Example: --columns id=who,camera=site",
             DATA,
             default="by the first line",
         ),
