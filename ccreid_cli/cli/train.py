@@ -69,21 +69,23 @@ def train(
     if resume_run is not None:
         _resume(resume_run, settings, gpus, timeout, report, as_json, progress)
         return
+    from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.engine.settings import resolve_config
 
     if init_from is not None:
         settings["weights"] = _weights_of(init_from, settings.get("logs_dir"))
     resolved = resolve_config(settings, os.environ, recipe)
     refuse_file(resolved.config.data_dir)
+    reporter = make_reporter(progress)
     if dry_run:
-        _show_settings(resolved, as_json)
+        from ccreid_cli.engine.adopting import adopt_weights_file
+
+        _show_settings(adopt_weights_file(resolved, reporter), as_json)
         return
     if _launched(gpus, resolved.config.device, resolved.config.batch_size, resolved.config.samples_per_bn):
         return
-    from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.engine.start import train as run_training
 
-    reporter = make_reporter(progress)
     result = run_training(resolved, reporter=reporter, on_dataset=show_dataset, timeout=timeout)
     _finish(result, report, reporter, as_json)
 

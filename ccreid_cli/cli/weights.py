@@ -99,23 +99,35 @@ def convert(
         Path | None, typer.Option("--output", "-o", help="The file. Default: beside the checkpoint.")
     ] = None,
     checkpoint: opt.Checkpoint = "last",
+    pooling_type: opt.Pooling = None,
     logs_dir: opt.LogsDir = None,
     force: opt.Force = False,
 ) -> None:
     """Write a checkpoint in another program's form. Example: `ccreid weights convert RUN --to official`."""
     from ccreid_cli.core.errors import UsageError
     from ccreid_cli.inference.loading import checkpoint_file
-    from ccreid_cli.models.file_forms import EXPORT_SUFFIXES, export_weights
-    from ccreid_cli.models.weight_files import read_weights
+    from ccreid_cli.models.file_forms import EXPORT_SUFFIXES, export_backbone, export_weights
+    from ccreid_cli.models.reid_net import ReidNet
+    from ccreid_cli.models.weight_files import load_reid_weights, read_weights, resolve_spec
 
     if to not in EXPORT_SUFFIXES:
         raise UsageError(f'there is no form "{to}".', f"Use one of: {', '.join(EXPORT_SUFFIXES)}.")
     path = checkpoint_file(source, checkpoint, logs_dir_or_default(logs_dir))
     file = read_weights(path)
-    if not file.is_reid:
-        raise UsageError(f"{path} holds backbone weights only.", "Give a run or a re-identification checkpoint.")
+    for note in file.notes:
+        output.say(note)
+    if not file.is_reid and to != "torchvision":
+        raise UsageError(
+            f"{file.title} holds a backbone only, no whole re-identification network.",
+            "`--to torchvision` writes that backbone; for the other forms give a run or a whole checkpoint.",
+        )
     target = out or path.with_name(f"{path.name.split('.')[0]}-{to}{EXPORT_SUFFIXES[to]}")
     refuse_existing(force, target)
-    epoch = file.meta.get("epoch", 0)
-    export_weights(file.state_dict, file.spec, target, to, epoch if isinstance(epoch, int) else 0)
+    if not file.is_reid:
+        export_backbone(file, target)
+    else:
+        epoch = file.meta.get("epoch", 0)
+        network = ReidNet(resolve_spec(file, pooling_type=pooling_type), initialize_backbone=False)
+        load_reid_weights(network, file.state_dict, source=file.title)
+        export_weights(network.state_dict(), network.spec, target, to, epoch if isinstance(epoch, int) else 0)
     output.print_text(str(target))

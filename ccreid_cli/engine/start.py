@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.core.words import plural
 from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.splits import ReidDataset
+from ccreid_cli.engine.adopting import adopt_weights_file, spec_of
 from ccreid_cli.engine.checkpoint import config_of
 from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.engine.metric_writers import require_writers
@@ -40,7 +42,7 @@ from ccreid_cli.machine.ranks import launched_world
 from ccreid_cli.machine.signals import stop_on_signals
 from ccreid_cli.method.registry import METHODS
 from ccreid_cli.models.placing import place, probe_precision
-from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
+from ccreid_cli.models.reid_net import ReidNet, build_model
 
 DatasetHook = Callable[[ReidDataset], None]
 
@@ -95,10 +97,11 @@ def train(
         DeviceError: The device cannot be used or has too little memory.
         Interrupted: A signal came; the run is saved.
     """
-    config = _with_places(resolved.config)
-    _refuse_impossible(config)
-    with _session(config.device, timeout, config.deterministic, reporter or SilentReporter()) as session:
-        config = replace(config, device=str(session.choice.device))
+    _refuse_impossible(resolved.config)
+    device, deterministic = resolved.config.device, resolved.config.deterministic
+    with _session(device, timeout, deterministic, reporter or SilentReporter()) as session:
+        resolved = session.group.on_main(partial(adopt_weights_file, resolved, session.reporter))
+        config = replace(_with_places(resolved.config), device=str(session.choice.device))
         name = session.group.broadcast(config.name or default_name(config))
         run = RunFolder(config.logs_dir / name)
         session.group.on_main(lambda: _refuse_used_name(run))
@@ -157,7 +160,7 @@ def resume(
         dataset = _read_dataset(config, session, on_dataset)
         if content is not None:
             _check_same_images(content, dataset)
-        model = _build(config, session) if content is None else ReidNet(_spec(config), config.samples_per_bn)
+        model = _build(config, session) if content is None else ReidNet(spec_of(config), config.samples_per_bn)
         place(model, session.choice.device)
         if content is None:
             config = _settle(config, model, session)
@@ -223,17 +226,13 @@ def _read_dataset(config: TrainConfig, session: _Session, on_dataset: DatasetHoo
     return dataset
 
 
-def _spec(config: TrainConfig) -> ModelSpec:
-    return ModelSpec(config.arch, config.pooling_type, config.features, config.dropout)
-
-
 def _build(config: TrainConfig, session: _Session) -> ReidNet:
     """Build the network with its starting weights, the same in every process; rank 0 downloads them."""
 
     def build() -> ReidNet:
         torch.manual_seed(derived_seed("weights", config.seed))
         return build_model(
-            _spec(config),
+            spec_of(config),
             weights=config.weights,
             samples_per_bn=config.samples_per_bn,
             reporter=session.reporter,

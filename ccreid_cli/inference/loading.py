@@ -136,9 +136,11 @@ def load_network(
         spec = ModelSpec(
             request.arch or "resnet50", request.pooling_type or "gem", request.features or 0, request.dropout or 0.0
         )
+        asked = {"arch": request.arch, "pooling_type": request.pooling_type, "num_features": request.features}
+        typed = [name for name, value in asked.items() if value is not None]
         torch.manual_seed(derived_seed("weights", request.seed))
         weights = request.weights or "imagenet"
-        model = build_model(spec, weights=weights, reporter=reporter)
+        model = build_model(spec, weights=weights, reporter=reporter, typed=typed)
         return LoadedModel(place(model, choice.device).eval(), f"{weights} weights", None, {}, choice.device)
     path = checkpoint_file(request.resume, request.checkpoint, logs_dir)
     file: WeightFile = read_weights(path)
@@ -152,7 +154,7 @@ def load_network(
         dropout=request.dropout,
     )
     model = ReidNet(spec, initialize_backbone=False)
-    load_reid_weights(model, file.state_dict, source=str(path))
+    load_reid_weights(model, file.state_dict, source=file.title)
     return LoadedModel(place(model, choice.device).eval(), str(path), path, file.meta, choice.device)
 
 

@@ -12,12 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccreid_cli.core.errors import UsageError
+from ccreid_cli.core.errors import CheckpointError, UsageError
 from ccreid_cli.core.files import atomic_path
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.models.key_maps import to_official, to_torchvision
+from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.models.spec import ModelSpec
-from ccreid_cli.models.weight_files import SPEC_METADATA
+from ccreid_cli.models.weight_files import (
+    SPEC_METADATA,
+    WeightFile,
+    backbone_arch,
+    load_backbone_weights,
+    load_reid_weights,
+    read_weights,
+)
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -70,7 +78,7 @@ EXPORT_SUFFIXES = {"official": ".pth.tar", "safetensors": ".safetensors", "torch
 
 
 def export_weights(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, form: str, epoch: int = 0) -> None:
-    """Write a network's weights for other programs; the file appears whole or not at all.
+    """Write a network's weights for other programs; the file appears if it loads again, or not at all.
 
     Args:
         state: A `ReidNet` state dict.
@@ -82,10 +90,42 @@ def export_weights(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, for
 
     Raises:
         UsageError: There is no such form.
-        CheckpointError: The form cannot hold this network.
+        CheckpointError: The form cannot hold this network, or what was written does not load again.
         DataError: The file could not be written.
     """
     if form not in EXPORTS:
         raise UsageError(f'there is no form "{form}".', did_you_mean(form, EXPORTS) or f"Forms: {', '.join(EXPORTS)}.")
     with atomic_path(path) as temporary:
         EXPORTS[form](state, spec, temporary, epoch)
+        _check_loads(temporary, form, spec, path)
+
+
+def export_backbone(file: WeightFile, path: Path) -> None:
+    """Write the backbone of a file that holds no whole network, under its release's names.
+
+    Args:
+        file: What was read, of whatever program.
+        path: The file to write.
+
+    Raises:
+        CheckpointError: It is no known backbone, or what was written does not load again.
+        DataError: The file could not be written.
+    """
+    spec = ModelSpec(backbone_arch(file))
+    load_backbone_weights(ReidNet(spec, initialize_backbone=False), file)
+    with atomic_path(path) as temporary:
+        _save(_plain(file.state_dict), temporary)
+        _check_loads(temporary, "torchvision", spec, path)
+
+
+def _check_loads(written: Path, form: str, spec: ModelSpec, path: Path) -> None:
+    """Read a written file back and build its network."""
+    try:
+        file = read_weights(written)
+        if form == "torchvision":
+            load_backbone_weights(ReidNet(spec, initialize_backbone=False), file)
+        else:
+            load_reid_weights(ReidNet(file.spec, initialize_backbone=False), file.state_dict, str(path))
+    except CheckpointError as error:
+        what = error.message.replace(str(written), "the new file")
+        raise CheckpointError(f"{path} was not written, since it would not load again: {what}", error.hint) from error

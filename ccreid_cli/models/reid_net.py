@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from ccreid_cli.models.batch_norm import ChunkedBatchNorm1d, chunk_batch_norms
 from ccreid_cli.models.pooling import at_least_float32
 from ccreid_cli.models.registry import POOLINGS
 from ccreid_cli.models.spec import ModelSpec
-from ccreid_cli.models.weight_files import load_backbone_weights, load_reid_weights, read_weights, resolve_spec
+from ccreid_cli.models.weight_files import adopted_spec, load_backbone_weights, load_reid_weights, read_weights
 from ccreid_cli.models.weights import ensure_weights
 
 __all__ = ["ModelSpec", "ReidNet", "build_model"]
@@ -82,7 +83,12 @@ class ReidNet(nn.Module):
 
 
 def build_model(
-    spec: ModelSpec, *, weights: str = "imagenet", samples_per_bn: int = 64, reporter: Reporter | None = None
+    spec: ModelSpec,
+    *,
+    weights: str = "imagenet",
+    samples_per_bn: int = 64,
+    reporter: Reporter | None = None,
+    typed: Collection[str] = ("arch", "pooling_type", "num_features"),
 ) -> ReidNet:
     """Build a network with its starting weights.
 
@@ -92,6 +98,7 @@ def build_model(
             or a file: ImageNet weights for the backbone, or a whole re-identification checkpoint.
         samples_per_bn: The most samples that share batch-norm statistics in training.
         reporter: Where messages and download progress go.
+        typed: Fields of `spec` that a weight file must not contradict; the file decides on the others.
 
     Returns:
         The network on the CPU, in training mode.
@@ -109,11 +116,12 @@ def build_model(
     file = read_weights(path)
     for note in file.notes:
         reporter.message(note)
+    adopted = adopted_spec(file, spec, ("arch", *typed) if weights == "imagenet" else typed)
+    if adopted != spec:
+        reporter.message(f"{path.name} is {adopted.in_words()}: so is the network.")
+    model = ReidNet(adopted, samples_per_bn, initialize_backbone=False)
     if file.is_reid:
-        spec = resolve_spec(file, **vars(spec))
-    model = ReidNet(spec, samples_per_bn, initialize_backbone=False)
-    if file.is_reid:
-        load_reid_weights(model, file.state_dict, source=str(path))
+        load_reid_weights(model, file.state_dict, source=file.title)
     else:
         load_backbone_weights(model, file)
     return model

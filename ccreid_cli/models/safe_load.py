@@ -13,13 +13,21 @@ import struct
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ccreid_cli.core.errors import CheckpointError
+from ccreid_cli.models.fitting import some
+from ccreid_cli.models.refused_pickles import refused
 
+_NESTED_UNDER = (
+    *("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "teacher"),
+    *("net", "network", "weights", "params", "student"),
+)
 _AGAIN = "Download it again; the first try may have been cut short."
 
 
@@ -131,10 +139,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     text = str(error)
     called = re.search(r"GLOBAL ([\w.]+)", text)
     if called:
-        return CheckpointError(
-            f"{path} is refused: it is not plain weights but asks to run {called[1]}. Nothing was run.",
-            "Ask whoever made it for a file with only the state_dict, best as .safetensors.",
-        )
+        return refused(path, called[1])
     if "legacy" in text.lower() and ".tar" in text:
         return CheckpointError(f"{path} is in a tar form that PyTorch gave up in 2017, which cannot be read safely.")
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
@@ -174,3 +179,40 @@ def load_untrusted(path: Path) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
     named_tar = path.suffix == ".tar"
     note = f"{path.name} is a PyTorch file in spite of its name, not a tar archive: there is nothing to unpack."
     return _read_torch(path), {}, (note,) if named_tar else ()
+
+
+def find_state_dict(content: Any, path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Find the state dict in what a file holds; return it and what lies around it.
+
+    Args:
+        content: What was saved, as `load_untrusted` returns it.
+        path: The file, for errors.
+
+    Raises:
+        CheckpointError: There is no dict of plain tensors.
+    """
+    meta: dict[str, Any] = {}
+    for _ in range(3):
+        if not isinstance(content, Mapping):
+            break
+        name = next((name for name in _NESTED_UNDER if isinstance(content.get(name), Mapping)), None)
+        if name is None:
+            break
+        meta.update({key: value for key, value in content.items() if key != name})
+        content = content[name]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path} holds no state dict.", "Save `model.state_dict()`, not the model or one tensor.")
+    bad = [str(key) for key, value in content.items() if not isinstance(key, str) or not _is_plain(value)]
+    if bad:
+        raise CheckpointError(f"{path} holds no plain state dict: {some(bad)} are not dense tensors.")
+    return content, meta
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+    )

@@ -20,3 +20,7 @@ class ModelSpec:
     pooling_type: str = "gem"
     num_features: int = 0
     dropout: float = 0.0
+
+    def in_words(self) -> str:
+        """Return the network as a user would type it."""
+        return f"--arch {self.arch} --pooling-type {self.pooling_type} --features {self.num_features}"

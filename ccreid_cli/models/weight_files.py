@@ -1,13 +1,13 @@
 """Weights in every form that users hold: what a file is, which network it fits, and loading it without loss.
 
-Nothing is skipped in silence: a key that is unknown, missing or of another shape is an error that names it. The only
-tensors ever left out are the ImageNet classifier of a released backbone.
+Nothing is skipped in silence: a key that is unknown, missing or of another shape is an error that names it. What only
+training needs, such as a classifier, is left out, and the remarks say so.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,14 @@ from torch import Tensor, nn
 
 from ccreid_cli.core.errors import CheckpointError, UsageError
 from ccreid_cli.models.backbones import backbone_shapes
-from ccreid_cli.models.key_maps import from_official, strip_wrappers, to_torchvision
+from ccreid_cli.models.fitting import Difference, compare, nearest_arch, some
+from ccreid_cli.models.key_maps import from_official, to_torchvision
+from ccreid_cli.models.programs import PROGRAMS, recognise
 from ccreid_cli.models.registry import BACKBONES
-from ccreid_cli.models.safe_load import load_untrusted
+from ccreid_cli.models.safe_load import find_state_dict, load_untrusted
 from ccreid_cli.models.spec import ModelSpec
 
 SPEC_METADATA = "ccreid_spec"
-_NESTED_UNDER = ("state_dict", "model", "model_state_dict")
-_HEADS = ("fc.", "classifier.")
-_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,12 @@ class WeightFile:
     Args:
         path: Where it lies.
         state_dict: Its tensors; under ccreid's names if it is a re-identification network, else under its release's.
-        kind: ``ccreid``, ``official`` (Cluster Contrast code), ``ibn`` (IBN-Net release) or ``torchvision``.
+        kind: For a whole network a name of `models.programs.PROGRAMS`, ``ccreid`` and ``official`` (Cluster Contrast
+            code) among them; for a backbone ``ibn`` (names as in IBN-Net's releases) or ``torchvision``.
         meta: What else it holds (epoch, best_mAP, settings), without the tensors of the model.
         notes: Remarks for the user.
         recorded_spec: The architecture as written in the file; only ccreid's own have it.
+        program: Which program the file looks like; empty for the plain form of a release.
     """
 
     path: Path
@@ -47,11 +48,18 @@ class WeightFile:
     meta: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     recorded_spec: ModelSpec | None = None
+    program: str = ""
 
     @property
     def is_reid(self) -> bool:
         """Whether this is a whole re-identification network, not only a backbone."""
-        return self.kind in ("ccreid", "official")
+        return self.kind in PROGRAMS
+
+    @property
+    def title(self) -> str:
+        """The path, and the program that a foreign file looks like: how errors name the file."""
+        foreign = self.program and self.kind not in ("ccreid", "official")
+        return f"{self.path} (it looks like a file of {self.program})" if foreign else str(self.path)
 
     @property
     def spec(self) -> ModelSpec:
@@ -61,11 +69,13 @@ class WeightFile:
             CheckpointError: The tensors are only a backbone, fit no network, or another one than the recorded.
         """
         if not self.is_reid:
+            arch = backbone_arch(self)
             raise CheckpointError(
-                f"{self.path} holds no re-identification network, at most a backbone.",
-                "Give it as `--weights`, not as `--resume`.",
+                f"{self.title} holds no whole re-identification network, only a backbone ({arch}).",
+                f"Train from it: `ccreid train -d DATASET --weights {self.path}`; or score it untrained: "
+                f"`ccreid eval -d DATASET --weights {self.path}`.",
             )
-        found = spec_from_state(self.state_dict, source=str(self.path))
+        found = spec_from_state(self.state_dict, source=self.title)
         recorded = self.recorded_spec
         if recorded is None:
             return found
@@ -73,43 +83,6 @@ class WeightFile:
         if shape != (found.arch, found.pooling_type == "gem", found.num_features):
             raise CheckpointError(f"{self.path} says that it is {recorded}, but its tensors are {found}.")
         return recorded
-
-
-def _unwrap(content: Any, path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Find the state dict in what a file holds; return it and what lies around it."""
-    meta: dict[str, Any] = {}
-    for _ in range(3):
-        if not isinstance(content, Mapping):
-            break
-        name = next((name for name in _NESTED_UNDER if isinstance(content.get(name), Mapping)), None)
-        if name is None:
-            break
-        meta.update({key: value for key, value in content.items() if key != name})
-        content = content[name]
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path} holds no state dict.", "Save `model.state_dict()`, not the model or one tensor.")
-    bad = [str(key) for key, value in content.items() if not isinstance(key, str) or not _is_plain(value)]
-    if bad:
-        raise CheckpointError(f"{path} holds no plain state dict: {_some(bad)} are not dense tensors.")
-    return content, meta
-
-
-def _is_plain(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and not value.is_complex()
-    )
-
-
-def _kind_of(state: Mapping[str, Tensor]) -> str:
-    if any(key.startswith("base.") for key in state):
-        return "official"
-    if any(key.startswith(("backbone.", "neck.")) for key in state):
-        return "ccreid"
-    return "ibn" if any(".IN." in key for key in state) else "torchvision"
 
 
 def _recorded_spec(meta: Mapping[str, Any], path: Path) -> ModelSpec | None:
@@ -124,8 +97,9 @@ def _recorded_spec(meta: Mapping[str, Any], path: Path) -> ModelSpec | None:
 def read_weights(path: Path) -> WeightFile:
     """Read a weight file of any form, without running anything that it holds.
 
-    Taken are torchvision and IBN-Net releases, official Cluster Contrast checkpoints and ccreid's own, plain or with
-    ``module.`` before each key, nested under ``state_dict`` or ``model``, as PyTorch files of any age or safetensors.
+    Taken are torchvision and IBN-Net releases, official Cluster Contrast checkpoints and ccreid's own, and what
+    `models.programs` knows of others, plain or with ``module.`` before each key, nested under ``state_dict`` or
+    ``model``, as PyTorch files of any age or safetensors.
 
     Args:
         path: The file; its content decides, not its name.
@@ -134,65 +108,38 @@ def read_weights(path: Path) -> WeightFile:
         CheckpointError: The file is missing, damaged, unsafe, or holds no state dict.
     """
     content, metadata, notes = load_untrusted(path)
-    nested, meta = _unwrap(content, path)
+    nested, meta = find_state_dict(content, path)
     meta.update(metadata)
-    state = strip_wrappers(nested)
-    kind = _kind_of(state)
-    if kind == "official":
-        state = from_official(state)
-    recorded = _recorded_spec(meta, path) if kind == "ccreid" else None
-    return WeightFile(path, state, kind, meta, notes, recorded)
+    found = recognise(nested, meta, str(path))
+    recorded = _recorded_spec(meta, path) if found.kind == "ccreid" else None
+    notes = (*notes, *found.notes(path.name))
+    return WeightFile(path, found.state, found.kind, meta, notes, recorded, found.program)
 
 
-@dataclass(frozen=True)
-class _Difference:
-    """How the tensors found differ from those expected."""
+def backbone_arch(file: WeightFile, expected: str | None = None) -> str:
+    """Return which known backbone a file of a backbone is.
 
-    missing: list[str]
-    unknown: list[str]
-    reshaped: list[str]
+    Args:
+        file: The file.
+        expected: What it should be, if it fits that too.
 
-    def __len__(self) -> int:
-        return len(self.missing) + len(self.unknown) + len(self.reshaped)
-
-    def __str__(self) -> str:
-        parts = {"missing": self.missing, "unknown": self.unknown, "of another shape": self.reshaped}
-        return "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in parts.items() if keys)
-
-
-def _some(keys: list[str], limit: int = 5) -> str:
-    """Name the first few of `keys`, and say how many there are besides."""
-    rest = len(keys) - limit
-    return ", ".join(keys[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    Raises:
+        CheckpointError: It is none; the message names the keys that differ from the nearest.
+    """
+    if expected and not compare(file.state_dict, backbone_shapes(expected)):
+        return expected
+    arch, difference = nearest_arch(file.state_dict)
+    if difference:
+        raise _unknown_network(file.title, arch, str(difference))
+    return arch
 
 
-def _compare(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> _Difference:
-    # Files from before PyTorch 0.4.1 have no step counters at all, which evaluation and training do without.
-    old = not any(key.endswith(_COUNTER) for key in found)
-    return _Difference(
-        missing=[key for key in expected if key not in found and not (old and key.endswith(_COUNTER))],
-        unknown=[key for key in found if key not in expected],
-        reshaped=[
-            f"{key} is {list(found[key].shape)}, not {list(shape)}"
-            for key, shape in expected.items()
-            if key in found and tuple(found[key].shape) != shape
-        ],
+def _unknown_network(source: str, nearest: str, difference: str) -> CheckpointError:
+    return CheckpointError(
+        f"{source} fits no known network; it is nearest to {nearest}, but has {difference}.",
+        f"ccreid has the backbones {', '.join(BACKBONES)}. For another one extract features with its own program; "
+        "`ccreid score` and `ccreid cluster` take them from a file.",
     )
-
-
-def _nearest_arch(backbone: Mapping[str, Tensor]) -> tuple[str, _Difference]:
-    """Return the architecture whose tensors are most like `backbone`, and what differs."""
-    differences = {}
-    for arch in BACKBONES:
-        differences[arch] = _compare(backbone, backbone_shapes(arch))
-        if not len(differences[arch]):
-            return arch, differences[arch]
-    nearest = min(differences, key=lambda arch: len(differences[arch]))
-    return nearest, differences[nearest]
-
-
-def _without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if not key.startswith(_HEADS)}
 
 
 def spec_from_state(state: Mapping[str, Tensor], source: str = "the state dict") -> ModelSpec:
@@ -208,9 +155,9 @@ def spec_from_state(state: Mapping[str, Tensor], source: str = "the state dict")
         CheckpointError: It fits no network that ccreid knows; the message names the keys that differ from the nearest.
     """
     ours = from_official(state)
-    arch, difference = _nearest_arch(to_torchvision(ours))
+    arch, difference = nearest_arch(to_torchvision(ours, source))
     if difference:
-        raise CheckpointError(f"{source} fits no known network; it is nearest to {arch}, but has {difference}.")
+        raise _unknown_network(source, arch, str(difference))
     embedding = ours.get("embedding.weight")
     num_features = len(embedding) if embedding is not None and embedding.ndim == 2 else 0
     return ModelSpec(arch, "gem" if "pooling.p" in ours else "avg", num_features)
@@ -251,8 +198,35 @@ def resolve_spec(
     return found if dropout is None else replace(found, dropout=dropout)
 
 
+def adopted_spec(file: WeightFile, spec: ModelSpec, typed: Collection[str]) -> ModelSpec:
+    """Return the network to build for starting weights: what the file says, except where the user typed a value.
+
+    Args:
+        file: The starting weights.
+        spec: What is wanted so far, defaults included.
+        typed: Which fields of `spec` the user set by hand; only these can contradict the file.
+
+    Raises:
+        UsageError: A typed value contradicts a whole network.
+        CheckpointError: The file fits no known network, or is another backbone than the typed one.
+    """
+    if file.is_reid:
+        asked = {name: getattr(spec, name) for name in ("arch", "pooling_type", "num_features") if name in typed}
+        return resolve_spec(file, **asked, dropout=spec.dropout)
+    if "arch" not in typed:
+        return replace(spec, arch=backbone_arch(file, spec.arch))
+    difference = compare(file.state_dict, backbone_shapes(spec.arch))
+    if difference:
+        raise _misfit(file.title, difference, _advice(file.state_dict))
+    return spec
+
+
+def _misfit(source: str, difference: Difference, advice: str | None) -> CheckpointError:
+    return CheckpointError(f"{source} does not fit the model: {difference}.", advice)
+
+
 def _advice(backbone: Mapping[str, Tensor]) -> str | None:
-    arch, difference = _nearest_arch(backbone)
+    arch, difference = nearest_arch(backbone)
     return None if difference else f"The file fits `--arch {arch}`."
 
 
@@ -264,18 +238,18 @@ def _load(
 ) -> None:
     """Copy `state` into `module`; every key and shape must fit, and every value be finite."""
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    difference = _compare(state, expected)
+    difference = compare(state, expected)
     if difference:
-        raise CheckpointError(f"{source} does not fit the model: {difference}.", advise(state) if advise else None)
+        raise _misfit(source, difference, advise(state) if advise else None)
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise CheckpointError(f"{source} holds values that are not numbers (NaN or infinity) in {_some(broken)}.")
+        raise CheckpointError(f"{source} holds values that are not numbers (NaN or infinity) in {some(broken)}.")
     counters = {key: torch.tensor(0) for key in expected if key not in state}
     module.load_state_dict({**counters, **state}, strict=True)
 
 
 def load_backbone_weights(model: nn.Module, file: WeightFile | Path) -> None:
-    """Load released ImageNet weights into the backbone of a `ReidNet`; only their classifier is left out.
+    """Load released ImageNet weights, or the backbone of another program's file, into the backbone of a `ReidNet`.
 
     Args:
         model: A network with a ``backbone``.
@@ -290,7 +264,7 @@ def load_backbone_weights(model: nn.Module, file: WeightFile | Path) -> None:
         raise CheckpointError(
             f"{file.path} is a whole re-identification network.", "Load it with `--weights` or `--resume`."
         )
-    _load(model.get_submodule("backbone"), _without_head(file.state_dict), str(file.path), _advice)
+    _load(model.get_submodule("backbone"), file.state_dict, file.title, _advice)
 
 
 def load_reid_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

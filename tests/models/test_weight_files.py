@@ -221,20 +221,20 @@ def test_flags_that_agree_or_leave_no_trace_are_taken(tmp_path: Path) -> None:
 
 
 def test_reid_misfits_are_listed(official: State, tmp_path: Path) -> None:
-    odd = {**official, "classifier.weight": torch.zeros(751, 512)}
+    odd = {**official, "extra.weight": torch.zeros(751, 512)}
     del odd["feat_bn.running_var"]
     file = read_weights(_official_file(odd, tmp_path / "c.pth"))
     model = ReidNet(ModelSpec("resnet18"))
     before = model.neck.running_mean.clone()
     with pytest.raises(CheckpointError) as caught:
         load_reid_weights(model, {**file.state_dict, "neck.running_mean": torch.ones(512)}, source="c.pth")
-    assert "1 missing: neck.running_var; 1 unknown: classifier.weight" in caught.value.message
+    assert "1 missing: neck.running_var; 1 unknown: extra.weight" in caught.value.message
     assert torch.equal(model.neck.running_mean, before)
 
 
 def test_backbone_weights_are_no_checkpoint(released: State, tmp_path: Path) -> None:
     torch.save(released, tmp_path / "imagenet.pth")
-    with pytest.raises(CheckpointError, match="at most a backbone") as caught:
+    with pytest.raises(CheckpointError, match="only a backbone") as caught:
         resolve_spec(read_weights(tmp_path / "imagenet.pth"))
     assert caught.value.hint is not None and "--weights" in caught.value.hint
 
