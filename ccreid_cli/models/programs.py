@@ -84,8 +84,8 @@ PROGRAMS: dict[str, Program] = {
         ("base.conv1.", "bottleneck."),
         {"base.": "backbone.", "bottleneck.": "neck.", "gap.": "pooling.", "global_pool.": "pooling."},
         (*_TRAINING, "backbone.fc."),
-        "Its plain ResNets have no ReLU after the first batch norm, where ccreid's have one: features differ from that "
-        "program's, and scores may be lower until it is trained further.",
+        "reid-strong-baseline's plain ResNets have no ReLU after the first batch norm, where ccreid's have one: "
+        "features differ from that program's, and scores may be lower until it is trained further.",
     ),
 }
 """Programs whose whole networks are read, in the order in which they are tried."""
@@ -133,7 +133,7 @@ class Recognised:
         if self.left_out and not self._is_release():
             lines.append(f"{file_name}: left out, since it is of no use here: {with_shapes(self.left_out)}.")
         if self.kind not in ("ccreid", "ibn", "torchvision") and "pooling.p" not in self.state:
-            lines.append("It does not say how it pools: average unless `--pooling-type max` is given.")
+            lines.append(f"{file_name} does not say how it pools: by average, unless `--pooling-type max` is given.")
         return (*lines, *((self.remark,) if self.remark else ()))
 
     def _is_release(self) -> bool:
