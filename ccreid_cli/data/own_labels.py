@@ -52,6 +52,7 @@ def read_labels(
         DataError: What is there can be read in two ways, or queries and gallery have no identities.
     """
     forms = {split: _chosen_form(root, found, chosen) or _form(root, split, found) for split, found in crops.items()}
+    forms = _in_common(crops, forms)
     records = {split: [_record(crop, forms[split]) for crop in crops.get(split, ())] for split in SPLITS}
     _check_query_against_gallery(root, forms, records)
     _say(root, crops, forms, records, reporter)
@@ -94,6 +95,15 @@ def _form(root: Path, split: str, crops: Sequence[Crop]) -> Form:
             "Name images like 0002_c1_000451.jpg, put them in one folder per identity, or write a CSV manifest.",
         )
     return Form.NOWHERE
+
+
+def _in_common(crops: dict[str, list[Crop]], forms: dict[str, Form]) -> dict[str, Form]:
+    """Read all splits by their folders where not all can be read by names and those that can say the same by both."""
+    by_names = [split for split, form in forms.items() if form is Form.NAMES]
+    both = all(all(crop.folder for crop in crops[split]) and _names_agree(crops[split]) for split in by_names)
+    if Form.FOLDERS not in forms.values() or not both:
+        return forms
+    return {split: Form.FOLDERS if split in by_names else form for split, form in forms.items()}
 
 
 def _pairs(crops: Sequence[Crop]) -> set[tuple[str, str]]:

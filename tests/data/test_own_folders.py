@@ -90,6 +90,13 @@ def test_each_split_is_read_by_its_own_form(tmp_path: Path, write_images: Write,
     assert "train: from the sub-folders; query: from the file names" in listener.warnings[0]
 
 
+def test_splits_of_folders_per_identity_are_read_alike(tmp_path: Path, write_images: Write, listener: Any) -> None:
+    names = ["train/adam/1_c2.png", "train/zoe/2_c10.png", "query/10/a_c1.png", "gallery/10/b_c2.png"]
+    dataset = load(write_images(tmp_path, names), listener)
+    assert dataset.train.identities == ("adam", "zoe") and dataset.train.cameras == ("2", "10")
+    assert not listener.warnings
+
+
 def test_queries_and_gallery_of_different_forms_without_a_common_identity(tmp_path: Path, write_images: Write) -> None:
     write_images(tmp_path, ["query/1_c1_0.png", "gallery/ada/a.png"])
     with pytest.raises(DataError, match="queries' identities are taken from the file names"):
