@@ -33,7 +33,7 @@ def _linear(name: str, out: int, width: int = 512) -> State:
 
 def _neck(name: str, width: int = 512) -> State:
     neck = torch.nn.BatchNorm1d(width)
-    torch.nn.init.uniform_(neck.running_mean)  # type: ignore[arg-type]  # there, as in any tracked batch norm
+    torch.nn.init.uniform_(neck.running_mean)
     return _at(f"{name}.", dict(neck.state_dict()))
 
 
@@ -41,7 +41,7 @@ def _neck(name: str, width: int = 512) -> State:
 def net() -> ReidNet:
     torch.manual_seed(0)
     net = ReidNet(ModelSpec("resnet18", "gem", 0))
-    torch.nn.init.constant_(net.pooling.p, 2.5)  # type: ignore[arg-type]
+    torch.nn.init.constant_(net.pooling.p, 2.5)
     return net
 
 
@@ -158,7 +158,7 @@ def test_the_backbone_of_a_foreign_file_starts_a_training(name: str, backbone: S
 def _fastreid(net: ReidNet, *, embedding: bool = False, gem: bool = True) -> State:
     head = {"heads.weight": torch.ones(751, 512)}
     if gem:
-        head["heads.pool_layer.p"] = net.pooling.p.detach()  # type: ignore[union-attr,operator]
+        head["heads.pool_layer.p"] = net.pooling.p.detach()
     number = 0
     if embedding:
         head["heads.bottleneck.0.weight"] = torch.randn(32, 512, 1, 1)
