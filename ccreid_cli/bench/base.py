@@ -136,7 +136,7 @@ class Bench:
         """The network with random weights, on the device."""
         if self._model is None:
             config = self.settings.config
-            spec = ModelSpec(config.arch, config.pooling_type, config.features, config.dropout)
+            spec = ModelSpec(config.arch, config.pooling_type, config.features, config.dropout, config.neck_relu)
             torch.manual_seed(config.seed)
             self._model = place(build_model(spec, weights="none", samples_per_bn=config.samples_per_bn), self.device)
         return self._model

@@ -107,6 +107,7 @@ class TrainConfig:
     ] = "imagenet"
     pooling_type: Annotated[str, Setting("Pooling: {names}.", MODEL, names="pooling")] = "gem"
     features: Annotated[int, Setting("Size of a linear embedding after the pooling; 0 for none.", MODEL, ge=0)] = 0
+    neck_relu: Annotated[bool, Setting("ReLU after the neck, as torchreid's networks have it.", MODEL)] = False
     dropout: Annotated[float, Setting("Dropout of the feature while training, 0 to 1.", MODEL, ge=0, lt=1)] = 0.0
     samples_per_bn: Annotated[
         int, Setting("Images that share batch-norm statistics, whatever the number of GPUs.", MODEL, ge=2)

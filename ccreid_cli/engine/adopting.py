@@ -16,12 +16,12 @@ from ccreid_cli.models.spec import ModelSpec
 
 _SOURCE = "weights file"
 # The fields of a network's description -> the settings of the same meaning.
-_NAMES = {"arch": "arch", "pooling_type": "pooling_type", "num_features": "features"}
+_NAMES = {"arch": "arch", "pooling_type": "pooling_type", "num_features": "features", "relu": "neck_relu"}
 
 
 def spec_of(config: TrainConfig) -> ModelSpec:
     """Return the network that settings describe."""
-    return ModelSpec(config.arch, config.pooling_type, config.features, config.dropout)
+    return ModelSpec(config.arch, config.pooling_type, config.features, config.dropout, config.neck_relu)
 
 
 def adopt_weights_file(resolved: ResolvedConfig, reporter: Reporter) -> ResolvedConfig:

@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ccreid_cli.models.backbones import Backbone, ResNetBackbone
+from ccreid_cli.models.osnet import ConvNorm, LightConv
 from ccreid_cli.models.reid_net import ReidNet
 
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
@@ -116,6 +117,10 @@ def _fuse(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Replace what can be fused inside `module`, in place where it stays."""
     if isinstance(module, BasicBlock | Bottleneck):
         return _fuse_block(module, dtype)
+    if isinstance(module, ConvNorm):
+        return nn.Sequential(*_fuse_steps([module.conv, module.bn, module.relu], dtype))
+    if isinstance(module, LightConv):
+        return nn.Sequential(*_fuse_steps([module.conv1, module.conv2, module.bn, module.relu], dtype))
     if isinstance(module, nn.Sequential):
         return nn.Sequential(*_fuse_steps(list(module), dtype))
     if isinstance(module, ResNetBackbone):

@@ -1,12 +1,10 @@
 """OSNet: omni-scale feature learning (Zhou et al., ICCV 2019; with instance norm: Zhou et al., TPAMI 2021).
 
 Tensors keep the names of the released files of torchreid, so that these load as they are. Networks differ in width
-(x1_0 to x0_25) and in where instance norm stands: nowhere, after the first blocks (ibn), or where a search put it (ain).
+(x1_0 to x0_25) and in where instance norm stands: nowhere, after the first blocks (ibn), where a search put it (ain).
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -207,7 +205,7 @@ class OSNet(Backbone):
 
 
 class SearchedOSNet(Backbone):
-    """OSNet-AIN without its head: instance norm where the search put it (x1_0: blocks 1, 2, 4 and 5 of 6, and the stem).
+    """OSNet-AIN without its head: instance norm where the search put it (blocks 1, 2, 4 and 5 of 6, and the stem).
 
     Args:
         width: A key of `WIDTHS`.
@@ -218,7 +216,9 @@ class SearchedOSNet(Backbone):
         super().__init__(third)
         self.conv1 = ConvNorm(3, stem, 7, stride=2, instance=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.conv2 = nn.Sequential(SearchedBlock(stem, first, instance=True), SearchedBlock(first, first, instance=True))
+        self.conv2 = nn.Sequential(
+            SearchedBlock(stem, first, instance=True), SearchedBlock(first, first, instance=True)
+        )
         self.pool2 = _halve(first)
         self.conv3 = nn.Sequential(
             SearchedBlock(first, second, instance=False), SearchedBlock(second, second, instance=True)
@@ -235,13 +235,3 @@ class SearchedOSNet(Backbone):
         for stage in (self.conv2, self.pool2, self.conv3, self.pool3, self.conv4, self.conv5):
             maps = stage(maps)
         return maps
-
-
-OSNETS: dict[str, Callable[[], Backbone]] = {
-    "osnet_x1_0": lambda: OSNet("x1_0"),
-    "osnet_x0_75": lambda: OSNet("x0_75"),
-    "osnet_x0_5": lambda: OSNet("x0_5"),
-    "osnet_x0_25": lambda: OSNet("x0_25"),
-    "osnet_ibn_x1_0": lambda: OSNet("x1_0", instance=True),
-    "osnet_ain_x1_0": SearchedOSNet,
-}

@@ -44,6 +44,8 @@ class Program:
         left_out: Starts of keys, in ccreid's names, of parts that only training needs.
         remark: How its network computes differently, for the user; empty where it does not.
         finish: Brings renamed tensors into the shapes that ccreid has.
+        pooling: How its networks pool, where that is known; it leaves no trace in the tensors.
+        relu: Whether its heads end in a ReLU.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Program:
     left_out: tuple[str, ...] = _TRAINING
     remark: str = ""
     finish: Callable[[State], State] = _same
+    pooling: str = ""
+    relu: bool = False
 
 
 def _fastreid_head(state: State) -> State:
@@ -86,6 +90,20 @@ PROGRAMS: dict[str, Program] = {
         (*_TRAINING, "backbone.fc."),
         "reid-strong-baseline's plain ResNets have no ReLU after the first batch norm, where ccreid's have one: "
         "features differ from that program's, and scores may be lower until it is trained further.",
+    ),
+    "torchreid": Program(
+        "torchreid's OSNet",
+        ("conv1.conv.", "conv5.conv.", "fc.0."),
+        {
+            **{
+                f"{part}.": f"backbone.{part}."
+                for part in ("conv1", "conv2", "pool2", "conv3", "pool3", "conv4", "conv5")
+            },
+            "fc.0.": "embedding.",
+            "fc.1.": "neck.",
+        },
+        pooling="average",
+        relu=True,
     ),
 }
 """Programs whose whole networks are read, in the order in which they are tried."""
@@ -132,7 +150,8 @@ class Recognised:
             lines.append(f"{file_name} looks like a file of {self.program}; {what} is read.")
         if self.left_out and not self._is_release():
             lines.append(f"{file_name}: left out, since it is of no use here: {with_shapes(self.left_out)}.")
-        if self.kind not in ("ccreid", "ibn", "torchvision") and "pooling.p" not in self.state:
+        program = PROGRAMS.get(self.kind)
+        if program and self.kind != "ccreid" and not program.pooling and "pooling.p" not in self.state:
             lines.append(f"{file_name} does not say how it pools: by average, unless `--pooling-type max` is given.")
         return (*lines, *((self.remark,) if self.remark else ()))
 

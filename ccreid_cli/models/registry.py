@@ -72,6 +72,12 @@ def _features(name: str, num_channels: int) -> BackboneBuilder:
     return partial(torchvision_features, name, num_channels)
 
 
+def _osnet(width: str, *, instance: bool = False, searched: bool = False) -> BackboneBuilder:
+    from ccreid_cli.models.osnet import OSNet, SearchedOSNet
+
+    return partial(SearchedOSNet, width) if searched else partial(OSNet, width, instance=instance)
+
+
 def _gem() -> PoolingBuilder:
     from ccreid_cli.models.pooling import GeM
 
@@ -126,6 +132,12 @@ BACKBONES: dict[str, BackboneRow] = {
     "convnext_tiny": _row(
         "ConvNeXt-T", lambda: _features("convnext_tiny", 768), _TORCHVISION + "convnext_tiny-983f1562.pth", 109.1, _BSD
     ),
+    "osnet_x1_0": BackboneRow("OSNet x1.0", lambda: _osnet("x1_0")),
+    "osnet_x0_75": BackboneRow("OSNet x0.75", lambda: _osnet("x0_75")),
+    "osnet_x0_5": BackboneRow("OSNet x0.5", lambda: _osnet("x0_5")),
+    "osnet_x0_25": BackboneRow("OSNet x0.25, what trackers use", lambda: _osnet("x0_25")),
+    "osnet_ibn_x1_0": BackboneRow("OSNet-IBN x1.0", lambda: _osnet("x1_0", instance=True)),
+    "osnet_ain_x1_0": BackboneRow("OSNet-AIN x1.0", lambda: _osnet("x1_0", searched=True)),
 }
 """Every backbone by name; loading a row gives a function that builds it."""
 

@@ -78,7 +78,8 @@ class ReidNet(nn.Module):
             features = at_least_float32(self.pooling(maps))
             if self.embedding is not None:
                 features = self.embedding(features)
-            features = F.normalize(self.neck(features))
+            features = self.neck(features)
+            features = F.normalize(F.relu(features) if self.spec.relu else features)
             return F.dropout(features, self.spec.dropout, training=self.training)
 
 

@@ -78,7 +78,7 @@ class WeightFile:
         found = spec_from_state(self.state_dict, source=self.title)
         recorded = self.recorded_spec
         if recorded is None:
-            return found
+            return replace(found, relu=PROGRAMS[self.kind].relu)
         shape = (recorded.arch, recorded.pooling_type == "gem", recorded.num_features)
         if shape != (found.arch, found.pooling_type == "gem", found.num_features):
             raise CheckpointError(f"{self.path} says that it is {recorded}, but its tensors are {found}.")
