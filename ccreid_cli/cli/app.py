@@ -33,6 +33,7 @@ from ccreid_cli.cli import (
 from ccreid_cli.cli.error_messages import Stopped, leave
 from ccreid_cli.cli.help_pages import PageGroup, use_pages
 from ccreid_cli.cli.options import bind_all
+from ccreid_cli.cli.steady_stream import steady_stderr
 from ccreid_cli.core.version import __version__
 
 COMMANDS = (train, evaluate, report, extract, export, data, weights, features, runs, bench, system, completion_scripts)
@@ -91,24 +92,25 @@ def main() -> None:
     # A stream that the caller closed is None.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     for_program = json_lines.is_asked_for(sys.argv)
-    with json_lines.on_stderr() if for_program else nullcontext():
+    with steady_stderr(), json_lines.on_stderr() if for_program else nullcontext():
         try:
             _stop_on_signals()
-            _run(for_program)
+            _run()
         except (Exception, Stopped) as error:
             if os.environ.get("CCREID_DEBUG") == "1" and isinstance(error, Exception):
                 raise
             leave(error)
 
 
-def _run(for_program: bool) -> None:
-    """Answer a shell that completes, or do what the words say; Typer's box around wrong words is for people only."""
+def _run() -> None:
+    """Answer a shell that completes, or do what the words say."""
     # The scripts that `--install-completion` installs hand their words on in the environment.
     app = build_app(None if "_CCREID_COMPLETE" in os.environ else sys.argv)
     if completion_answers.VARIABLE in os.environ:
         completion_answers.answer(app, sys.argv[1:], os.environ[completion_answers.VARIABLE])
     else:
-        sys.exit(app(prog_name="ccreid", standalone_mode=not for_program) or 0)
+        # Typer's own box around wrong words would take the marks and control characters in them for its own.
+        sys.exit(app(prog_name="ccreid", standalone_mode=False) or 0)
 
 
 def _stop_on_signals() -> None:

@@ -150,10 +150,10 @@ def _show(found: dict[str, Any], config: TrainConfig) -> None:
     ]
     output.print_table(title, columns, [_row(result) for result in found["results"]])
     if ceilings:
-        output.print_text(f"ceilings measured here: {ceilings}")
+        output.print_line(f"ceilings measured here: {ceilings}")
     for result in found["results"]:
         if result.baseline:
-            output.print_text(f"baseline of {result.stage}: {result.baseline}")
+            output.print_line(f"baseline of {result.stage}: {result.baseline}")
     if found["epoch"]:
         _show_epoch(found["epoch"], config)
 
@@ -226,4 +226,4 @@ def _show_plan(
         ]
     output.print_table("predicted for each GPU", columns, rows)
     for assumption in ASSUMPTIONS:
-        output.print_text(f"assumed: {assumption}")
+        output.print_line(f"assumed: {assumption}")

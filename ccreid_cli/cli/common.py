@@ -65,7 +65,7 @@ def refuse_existing(force: bool, *files: Path) -> None:
 
     Raises:
         UsageError: One of them is there and may not be replaced, is a folder, a device or a pipe, or would lie in a
-            file.
+            file or in a folder that cannot be written.
     """
     from ccreid_cli.core.errors import UsageError
 
@@ -79,6 +79,9 @@ def refuse_existing(force: bool, *files: Path) -> None:
         # A link to nothing is something, too.
         if not force and (file.exists() or file.is_symlink()):
             raise UsageError(f"{file} is there already.", "Choose another name, or add --force to replace it.")
+        folder = next(folder for folder in file.absolute().parents if folder.exists())
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{folder} cannot be written, so {file} cannot be made.", "Choose another folder.")
 
 
 def show_dataset(dataset: ReidDataset) -> None:

@@ -15,6 +15,7 @@ from ccreid_cli.core.words import plural
 if TYPE_CHECKING:
     from ccreid_cli.data.catalog import DatasetInfo
     from ccreid_cli.data.install import BundleReport
+    from ccreid_cli.data.statistics import DatasetStatistics
 
 data_app = typer.Typer(help="List, fetch, verify and show datasets.", no_args_is_help=True)
 
@@ -153,7 +154,8 @@ def _accept(infos: list[DatasetInfo], folder: Path, accept_terms: bool) -> bool:
     wanted = [info for info in wanted if dataset_state(info, folder).state != "present"]
     for info in wanted:
         terms = terms_of(info)
-        output.say(f"{terms.title} ({terms.policy}): {terms.text}\n  {terms.homepage}")
+        output.say(f"{terms.title} ({terms.policy}): {terms.text}")
+        output.say(f"  {terms.homepage}")
     if accept_terms or not wanted:
         return True
     return output.ask("Do you accept these terms?")
@@ -215,16 +217,25 @@ def info(
 ) -> None:
     """Show a dataset's statistics. Example: `ccreid data info market1501 --sheet sheet.png`."""
     from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.core.side_tasks import side_task
     from ccreid_cli.data.contact_sheet import contact_sheet
     from ccreid_cli.data.reading import load_dataset
     from ccreid_cli.data.statistics import dataset_statistics
+    from ccreid_cli.images.sheet import check_sheet
 
     if sheet is not None:
+        check_sheet(sheet)
         refuse_existing(force, sheet)
-    dataset = load_dataset(name, data_dir_or_default(data_dir), make_reporter(), columns=columns)
+    reporter = make_reporter()
+    dataset = load_dataset(name, data_dir_or_default(data_dir), reporter, columns=columns)
     statistics = dataset_statistics(dataset)
+    _show_statistics(statistics, as_json)
     if sheet is not None:
-        output.say(f"contact sheet: {contact_sheet(dataset, sheet, num_ids)}")
+        with side_task(f"the contact sheet {sheet} was not drawn", reporter):
+            reporter.message(f"contact sheet: {contact_sheet(dataset, sheet, num_ids)}")
+
+
+def _show_statistics(statistics: DatasetStatistics, as_json: bool) -> None:
     if as_json:
         output.print_json(statistics.as_json())
         return

@@ -35,7 +35,7 @@ def leave(error: BaseException) -> NoReturn:
         output.say("stopped.")
         sys.exit(128 + (signal.SIGINT if error.number == signal.SIGINT else signal.SIGTERM))
     code, message, hint = explain(error)
-    if not getattr(error, "shown_elsewhere", False):
+    if message and not getattr(error, "shown_elsewhere", False):
         output.show_error(message, hint)
     sys.exit(code)
 
@@ -51,7 +51,13 @@ def explain(error: BaseException) -> tuple[int, str, str | None]:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return 3, f"{place}{error.strerror or error}.", "Check the path, the permissions and the free space."
-    return 1, f"unexpected {type(error).__name__}: {error}", "This is a bug. CCREID_DEBUG=1 shows where."
+    if type(error).__name__ == "Abort":  # Typer's, when a question is answered by the end of the input
+        return 1, "stopped.", None
+    return (
+        1,
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())}",
+        "This is a bug. CCREID_DEBUG=1 shows where.",
+    )
 
 
 def exit_code_of(error: CcreidError) -> int:
@@ -62,7 +68,7 @@ def exit_code_of(error: CcreidError) -> int:
 
 
 def _explain_usage(error: Any) -> tuple[int, str, str | None]:
-    """Explain what Typer finds wrong with a command line."""
+    """Explain what Typer finds wrong with a command line; nothing where a group without a command showed its help."""
     context = getattr(error, "ctx", None)
     hint = f"See `{context.command_path} --help`." if context else None
     return getattr(error, "exit_code", 2), error.format_message(), hint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,6 +71,7 @@ def export(
     Examples: `ccreid export logs/RUN --format onnx -o reid.onnx`, `ccreid export RUN --format safetensors`.
     """
     from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.core.side_tasks import side_task
     from ccreid_cli.inference.embedder import open_embedder
     from ccreid_cli.inference.export import SUFFIXES, check_request, export_model, sample_images
     from ccreid_cli.inference.loading import checkpoint_file
@@ -95,12 +96,15 @@ def export(
     images, about_images = sample_images(embedder, datasets)
     reporter.message(f"writing {form} and checking it on {plural(len(images), 'image')}: {about_images}")
     check = export_model(embedder, form, file, images, about_images, uint8_input=uint8_input, reporter=reporter)
-    card = model_card(embedder, form, file, check, uint8_input=uint8_input)
-    cards = write_cards(card, file)
+    card: dict[str, Any] = {}
+    cards: tuple[Path, ...] = ()
+    with side_task("the model card was not written", reporter):
+        card = model_card(embedder, form, file, check, uint8_input=uint8_input)
+        cards = write_cards(card, file)
     if as_json:
         output.print_json({"output": str(file), "cards": [str(path) for path in cards], "card": card})
         return
-    output.print_text(
+    output.print_line(
         f"{file}: checked on {plural(check.num_images, 'image')} ({check.images}), largest difference "
         f"{check.max_abs_difference:.1e}, smallest cosine {check.min_cosine:.6f}"
     )

@@ -76,14 +76,16 @@ def extract(
     `ccreid extract market1501 --split query --resume logs/RUN -o query.npz`.
     """
     from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.core.files import free_bytes, write_or_keep
     from ccreid_cli.inference.embedder import embed_images, open_embedder
-    from ccreid_cli.inference.embedding_file import check_form, files_of, write_embeddings
+    from ccreid_cli.inference.embedding_file import check_form, check_image_names, files_of, write_embeddings
     from ccreid_cli.inference.image_list import list_source
 
     check_form(out)
     refuse_existing(force, *files_of(out))
     reporter = make_reporter(progress)
     images = list_source(source, split, data_dir_or_default(data_dir), reporter, columns=columns)
+    check_image_names(out, images)
     embedder = open_embedder(
         model_request(resume, checkpoint, pooling_type),
         logs_dir=logs_dir_or_default(logs_dir),
@@ -94,12 +96,14 @@ def extract(
         num_images=len(images),
         reporter=reporter,
     )
+    if (needed := 4 * len(images) * embedder.embedding_dim) > (free := free_bytes(out.parent)):
+        reporter.warning(f"{out} will need {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there.")
     start = time.perf_counter()
     content, broken = embed_images(
         embedder, images, workers=workers, batch_size=batch_size, strict=strict, reporter=reporter
     )
     seconds = time.perf_counter() - start
-    write_embeddings(out, content)
+    write_or_keep(out, lambda path: write_embeddings(path, content))
     result = {
         "output": str(out),
         "num_images": len(content),
@@ -116,7 +120,7 @@ def extract(
         output.print_json(result)
         return
     skipped = f", {len(broken):,} skipped" if broken else ""
-    output.print_text(f"{out}: {len(content):,} x {embedder.embedding_dim}{skipped}")
+    output.print_line(f"{out}: {len(content):,} x {embedder.embedding_dim}{skipped}")
 
 
 def search(
@@ -163,6 +167,7 @@ def search(
     `ccreid search a.jpg b.jpg -g crops.npz --resume logs/RUN --top 5 --json`.
     """
     from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.core.side_tasks import side_task
     from ccreid_cli.data.catalog import CATALOG
     from ccreid_cli.images.sheet import check_sheet
     from ccreid_cli.inference.embedder import embed_images, open_embedder
@@ -206,13 +211,14 @@ def search(
         "search_seconds": round(seconds, 4),
         "queries": found,
     }
-    if sheet:
-        search_sheet(found, sheet, reporter=reporter)
-        reporter.message(f"contact sheet: {sheet}")
     if as_json:
         output.print_json(result)
-        return
-    _show(found)
+    else:
+        _show(found)
+    if sheet:
+        with side_task(f"the contact sheet {sheet} was not drawn", reporter):
+            search_sheet(found, sheet, reporter=reporter)
+            reporter.message(f"contact sheet: {sheet}")
 
 
 def model_request(resume: str | None, checkpoint: str, pooling_type: str | None) -> ModelRequest:
@@ -240,5 +246,5 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
             known = [match["id"], match["camera"]] if with_ids else []
             rows.append([str(match["rank"]), f"{match['similarity']:.4f}", *known, match["name"]])
         headers = ["rank", "similarity", *(["id", "camera"] if with_ids else []), "image"]
-        output.print_text(query["query"])
+        output.print_line(query["query"])
         output.print_table("", headers, rows)

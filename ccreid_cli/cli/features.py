@@ -45,7 +45,9 @@ def cluster_features(
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.config import validate
     from ccreid_cli.core.errors import UsageError
+    from ccreid_cli.core.files import write_or_keep
     from ccreid_cli.core.names import number_names
+    from ccreid_cli.core.side_tasks import side_task
     from ccreid_cli.core.words import plural
     from ccreid_cli.engine.settings import brought_along, check_names
     from ccreid_cli.inference.feature_file import check_labels_form, normalize_rows, read_features, write_labels
@@ -77,14 +79,17 @@ def cluster_features(
     )
     seconds = time.perf_counter() - start
     if out is not None:
-        write_labels(out, found.labels)
+        write_or_keep(out, lambda path: write_labels(path, found.labels))
     counts = {
         "num_samples": len(found.labels),
         "num_clusters": found.num_clusters,
         "num_outliers": found.num_outliers,
         "seconds": round(seconds, 3),
     }
-    quality = label_quality(found.labels, *number_names(arrays.ids)) if arrays.ids is not None else {}
+    quality: dict[str, float] = {}
+    if arrays.ids is not None:
+        with side_task("the labels were not compared with `ids`", reporter):
+            quality = label_quality(found.labels, *number_names(arrays.ids))
     if as_json:
         where = None if out is None else str(out)
         output.print_json({"output": where, **counts, "stages": found.seconds, **quality})

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ccreid_cli.cli import output
 from ccreid_cli.core.reporter import Task
+from ccreid_cli.core.words import printable
 
 REFRESHES_PER_SECOND = 4
 
@@ -117,7 +118,7 @@ class LiveView(Progress):
     def open_task(self, description: str, total: int, unit: str, done: int) -> LiveTask:
         """Add a bar; the arguments are those of `Reporter.task`."""
         fields: dict[str, Any] = {"unit": unit, "notes": {}, "advanced": self.get_time()}
-        number = self.add_task(description, total=total or None, completed=done, **fields)
+        number = self.add_task(printable(description), total=total or None, completed=done, **fields)
         self.advance(number, 0)  # rich measures from the first call on
         return LiveTask(self, number)
 
@@ -128,7 +129,7 @@ class LiveView(Progress):
         notes = {name: value for row in rows for name, value in row.fields["notes"].items()}
         values = [f"{name.replace('_', ' ')} {value}" for name, value in notes.items()]
         if text := "   ".join([*values, *gpu_memory()]):
-            yield Text("  " + text, style="dim")
+            yield Text("  " + printable(text), style="dim")
 
 
 def amount_and_rate(row: Row) -> str:

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ccreid_cli.cli.json_lines import JsonStream, finite
+from ccreid_cli.core.words import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,13 +45,14 @@ def _console(to_stderr: bool) -> Console:
 
     stream = sys.stderr if to_stderr else sys.stdout
     fits_anything = not stream.isatty() and "COLUMNS" not in os.environ
-    return Console(stderr=to_stderr, highlight=False, width=PIPE_WIDTH if fits_anything else None)
+    width = PIPE_WIDTH if fits_anything else None
+    return Console(stderr=to_stderr, highlight=False, markup=False, emoji=False, width=width)
 
 
-def _say(label: str, text: str) -> None:
-    from rich.markup import escape
+def _say(label: str, text: str, style: str = "") -> None:
+    from rich.text import Text
 
-    talk().print(label + escape(text), soft_wrap=True)
+    talk().print(Text.assemble((label, style), printable(text)), soft_wrap=True)
 
 
 def _say_in_json(event: str, **fields: object) -> bool:
@@ -70,23 +72,28 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Say a line that should not be missed."""
     if not _say_in_json("warning", text=text):
-        _say("[yellow]warning:[/] ", text)
+        _say("warning: ", text, "yellow")
 
 
 def show_error(message: str, hint: str | None = None) -> None:
     """Say what went wrong and what to do."""
     if _say_in_json("error", text=message, hint=hint):
         return
-    _say("[bold red]error:[/] ", message)
+    _say("error: ", message, "bold red")
     if hint:
-        _say("[bold]hint:[/] ", hint)
+        _say("hint: ", hint, "bold")
 
 
 def ask(question: str) -> bool:
     """Ask a yes-or-no question on the terminal; without one, the answer is no, as it is where a program listens."""
     if isinstance(sys.stderr, JsonStream) or not (sys.stdin.isatty() and talk().is_terminal):
         return False
-    return talk().input(f"{question} [y/N] ", markup=False).strip().lower() in {"y", "yes"}
+    return talk().input(f"{printable(question)} [y/N] ", markup=False, emoji=False).strip().lower() in {"y", "yes"}
+
+
+def print_line(text: str) -> None:
+    """Write a line to stdout that may hold the name of a file."""
+    print_text(printable(text))
 
 
 def print_text(text: str) -> None:
@@ -102,21 +109,21 @@ def print_help(usage: str, paragraphs: Sequence[str], sections: Mapping[str, Seq
         paragraphs: What the command does.
         sections: Title of a box -> its lines.
     """
-    from rich.markup import escape
     from rich.panel import Panel
     from rich.table import Table
+    from rich.text import Text
 
     console = _results()
     width = min(console.width, HELP_WIDTH)
-    console.print(f"[bold yellow]Usage:[/] [bold]{escape(usage)}[/]\n", width=width)
+    console.print(Text.assemble(("Usage: ", "bold yellow"), (usage, "bold"), "\n"), width=width)
     for paragraph in paragraphs:
-        console.print(escape(paragraph) + "\n", width=width)
+        console.print(paragraph + "\n", width=width)
     for title, lines in sections.items():
         table = Table.grid(padding=(0, 2, 0, 0), expand=True)
         table.add_column(style="bold cyan", no_wrap=True, width=max(len(name) for name, _ in lines))
         table.add_column(ratio=1)
         for line in lines:
-            table.add_row(*(escape(cell) for cell in line))
+            table.add_row(*line)
         panel = Panel(table, title=title, title_align="left", border_style="dim", width=width)
         console.print(panel)
 
@@ -142,14 +149,12 @@ def _least_width(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
 
 def _print_records(console: Console, title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     """Show a table that is too wide for the terminal as one paragraph for each row."""
-    from rich.markup import escape
-
     if title:
-        console.print(f"[bold]{escape(title)}[/]")
+        console.print(title, style="bold")
     for row in cells:
-        console.print(f"\n[bold]{escape(row[0])}[/]")
+        console.print(f"\n{row[0]}", style="bold")
         for column, text in zip(columns[1:], row[1:], strict=True):
-            console.print(f"  {escape(column)}: {escape(text)}")
+            console.print(f"  {column}: {text}")
     console.print()
 
 
@@ -165,13 +170,13 @@ def print_table(
         to_stderr: Whether this is talk rather than a result.
     """
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     rows = [list(row) for row in rows]
     if to_stderr and _say_in_json("table", title=title, columns=columns, rows=rows):
         return
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[printable(_cell(value)) for value in row] for row in rows]
+    title, columns = printable(title), [printable(column) for column in columns]
     console = talk() if to_stderr else _results()
     if _least_width(columns, cells) > console.width:
         _print_records(console, title, columns, cells)
@@ -187,9 +192,9 @@ def print_table(
         is_name = index == 0 and max((len(row[0]) for row in cells), default=0) <= NAME_WIDTH
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=is_name)
     for row in cells:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     if title:
-        console.print(escape(title), style="bold", soft_wrap=True)
+        console.print(title, style="bold", soft_wrap=True)
     console.print(table)
 
 

@@ -14,6 +14,7 @@ from ccreid_cli.cli.json_lines import JsonStream, write_event
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter, Task
 from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.core.words import printable
 from ccreid_cli.machine.ranks import is_main_process
 
 STYLES = ("auto", "rich", "plain", "json", "none")
@@ -64,7 +65,7 @@ class PlainReporter:
 
         style: dict[str, Any] = {} if _in_notebook() else self._as_lines()
         style |= {"unit": unit, "unit_scale": unit == "B", "leave": False, "miniters": 1}
-        bar = tqdm(desc=description, total=total or None, initial=done, **style)
+        bar = tqdm(desc=printable(description), total=total or None, initial=done, **style)
         try:
             yield _TqdmTask(bar)
         finally:
@@ -92,7 +93,7 @@ class _LineStream:
     """Turns tqdm's rewritten line into lines of their own."""
 
     def write(self, text: str) -> None:
-        line = text.strip("\r\n ")
+        line = printable(text.strip("\r\n "))
         if line:
             sys.stderr.write(line + "\n")
 

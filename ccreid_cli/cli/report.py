@@ -70,4 +70,4 @@ def report(
     if as_json:
         output.print_json({"run": str(folder.path), "report": str(path), "bytes": path.stat().st_size})
     else:
-        output.print_text(str(path))
+        output.print_line(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -189,17 +190,16 @@ def _finish(result: dict[str, Any], report: bool, reporter: Reporter, as_json: b
 
 def _write_report(result: dict[str, Any], reporter: Reporter) -> None:
     """Write RUN/report.html; a run is not lost because its report could not be written."""
-    from ccreid_cli.core.errors import CcreidError
-    from ccreid_cli.engine.run_folder import RunFolder
-    from ccreid_cli.report.gather import write_report
+    from ccreid_cli.core.side_tasks import side_task
 
-    try:
+    with side_task("the report was not written", reporter):
+        from ccreid_cli.engine.run_folder import RunFolder
+        from ccreid_cli.report.gather import write_report
+
         run = RunFolder(Path(result["run"]))
         # Where it was trained, and that has been said.
         path = write_report(run, device=run.read_config().device, reporter=reporter, say_device=False)
         result["report"] = str(path)
-    except CcreidError as error:
-        reporter.warning(f"the report was not written: {error.message}")
 
 
 def _show_result(result: dict[str, Any], as_json: bool) -> None:
@@ -211,6 +211,8 @@ def _show_result(result: dict[str, Any], as_json: bool) -> None:
         named = {f"last (epoch {last['epoch'] + 1})": last, f"best (epoch {best['epoch'] + 1})": best}
         output.print_evaluations("final evaluation", named)
         output.say("last is the honest score: best was chosen by looking at the test set.")
+    if "not_scored" in result:
+        output.warn(f"the last epoch was not scored; `ccreid eval --resume {shlex.quote(result['run'])}` tries again.")
     output.print_stages("where the time went", result["seconds"], result["epochs"])
     output.say(f"run: {result['run']}")
     if "report" in result:

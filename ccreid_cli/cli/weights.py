@@ -79,7 +79,7 @@ def where() -> None:
     """Print the folder where weights are kept: torch.hub's own. Example: `ccreid weights where`."""
     from ccreid_cli.core.paths import torch_hub_checkpoints
 
-    output.print_text(str(torch_hub_checkpoints()))
+    output.print_line(str(torch_hub_checkpoints()))
 
 
 @weights_app.command("convert")
@@ -130,4 +130,4 @@ def convert(
         network = ReidNet(resolve_spec(file, pooling_type=pooling_type), initialize_backbone=False)
         load_reid_weights(network, file.state_dict, source=file.title)
         export_weights(network.state_dict(), network.spec, target, to, epoch if isinstance(epoch, int) else 0)
-    output.print_text(str(target))
+    output.print_line(str(target))

@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,6 +71,32 @@ def atomic_write_text(path: Path, text: str) -> None:
         DataError: The disk is full, or the folder is not writable.
     """
     atomic_write_bytes(path, text.encode())
+
+
+def write_or_keep(path: Path, write: Callable[[Path], None]) -> None:
+    """Write the result of long work to `path`; where that fails, to the system's folder of temporary files.
+
+    Args:
+        path: Where it belongs.
+        write: Writes it to the path that it is given, of the same ending.
+
+    Raises:
+        DataError: It could not be written to `path`; the hint names the file that holds it instead, if one does.
+    """
+    try:
+        write(path)
+    except Exception as error:
+        problem = error.message if isinstance(error, DataError) else f"could not write {path}: {error}."
+        hint = error.hint if isinstance(error, DataError) else None
+        with contextlib.suppress(Exception):
+            kept = Path(tempfile.mkdtemp(prefix="ccreid-")) / path.name
+            try:
+                write(kept)
+            except BaseException:
+                shutil.rmtree(kept.parent, ignore_errors=True)
+                raise
+            hint = f"What was computed is not lost: it is in {kept}; move it from there."
+        raise DataError(problem, hint) from error
 
 
 def sha256_of(path: Path) -> str:

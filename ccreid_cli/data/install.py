@@ -235,8 +235,8 @@ def _install(
     if len(failures) == 1:
         raise failures[0]
     raise NetworkError(
-        f"none of the {len(sources)} sources gave {info.name}:\n"
-        + "\n".join(f"- {source.url}: {error.message}" for source, error in zip(sources, failures, strict=True)),
+        f"none of the {len(sources)} sources gave {info.name}: "
+        + " ".join(f"{source.url}: {error.message}" for source, error in zip(sources, failures, strict=True)),
         f"Get an archive from {info.homepage} and give it: ccreid data fetch {info.name} --archive FILE",
     )
 

@@ -157,6 +157,15 @@ class ReidDataset:
         return len(self.query) > 0 and len(self.gallery) > 0
 
     @property
+    def why_not_scored(self) -> str:
+        """Why evaluation could not score any query, as a clause; empty when it can."""
+        if not self.has_evaluation:
+            return f"{self.name} has no query and gallery"
+        if queries_without_match(self.query, self.gallery).all():
+            return f"no query of {self.name} has a gallery image of its identity from another camera"
+        return ""
+
+    @property
     def has_train_ids(self) -> bool:
         """Whether any training image has a known identity."""
         return bool((self.train.person_ids >= 0).any())
@@ -166,7 +175,7 @@ class ReidDataset:
         digest = hashlib.sha256()
         for name, split in self.splits.items():
             digest.update(f"{name} {len(split)}\n".encode())
-            digest.update("\n".join(split.names).encode())
+            digest.update("\n".join(split.names).encode("utf-8", "surrogateescape"))
             digest.update(split.person_ids.astype("<i8").tobytes())
             digest.update(split.camera_ids.astype("<i8").tobytes())
         return digest.hexdigest()

@@ -181,7 +181,9 @@ class CheckpointStore:
             (path for path in self.folder.glob("epoch-*.pt") if _NUMBERED.fullmatch(path.name)), key=_place_in_name
         )
 
-    def save(self, content: Mapping[str, Any], *, epoch: int, step: int, is_best: bool) -> Path:
+    def save(
+        self, content: Mapping[str, Any], *, epoch: int, step: int, is_best: bool, instead_of: Path | None = None
+    ) -> Path:
         """Write a numbered checkpoint, point ``last`` (and ``best``) at it, then prune.
 
         Args:
@@ -189,6 +191,7 @@ class CheckpointStore:
             epoch: Epochs done.
             step: Steps done within the next one.
             is_best: Whether this is the best evaluation so far.
+            instead_of: A numbered one that this one makes superfluous, if any; it need not exist.
 
         Returns:
             The numbered file.
@@ -201,6 +204,8 @@ class CheckpointStore:
         self.point(self.last, path)
         if is_best:
             self.point(self.best, path)
+        if instead_of is not None:
+            instead_of.unlink(missing_ok=True)
         for old in self.numbered()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from ccreid_cli.core.components import require
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import UsageError
+from ccreid_cli.core.reporter import Reporter, SilentReporter
+from ccreid_cli.core.side_tasks import problem_of, side_task
 from ccreid_cli.engine.run_folder import RunFolder, flatten
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -64,7 +67,7 @@ class TensorBoardWriter:
         config: Its settings, shown as text.
 
     Raises:
-        UsageError: The package tensorboard cannot be imported.
+        UsageError: The package tensorboard cannot be imported, or the folder cannot be made.
     """
 
     def __init__(self, run: RunFolder, config: TrainConfig) -> None:
@@ -72,6 +75,12 @@ class TensorBoardWriter:
         self._folder = str(run.path / TENSORBOARD_FOLDER)
         self._settings = "    " + config.to_toml().replace("\n", "\n    ")
         self._writer: Any = None
+        try:
+            (run.path / TENSORBOARD_FOLDER).mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"TensorBoard's folder {self._folder} cannot be made: {error.strerror}.", "Give --no-tensorboard."
+            ) from error
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add one scalar per number and hand them to the disk."""
@@ -113,9 +122,10 @@ class WandbWriter:
                 dir=folder,
                 config=config.as_json(),
             )
-        except module.Error as error:
+        except Exception as error:  # its own, and whatever the network, the disk and its service raise
             raise UsageError(
-                f"wandb did not start: {str(error).rstrip('. ')}.", "`wandb login` first, or set WANDB_MODE=offline."
+                f"wandb did not start: {problem_of(error).rstrip('. ')}.",
+                "`wandb login` first, set WANDB_MODE=offline, or give --no-wandb.",
             ) from error
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -128,27 +138,39 @@ class WandbWriter:
 
 
 class MetricWriters:
-    """Several writers as one.
+    """Several writers as one, each tried in every epoch: one that fails says so once, and stops nothing.
 
     Args:
-        writers: The writers, in the order to write.
+        writers: Where each one writes -> the writer, in the order to write.
+        reporter: Told of the first failure of each.
     """
 
-    def __init__(self, writers: Sequence[MetricWriter]) -> None:
-        self.writers = tuple(writers)
+    def __init__(self, writers: Mapping[str, MetricWriter], reporter: Reporter) -> None:
+        self.writers = dict(writers)
+        self._reporter = reporter
+        self._failing: set[str] = set()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Hand the line to every writer."""
-        for writer in self.writers:
-            writer.write(line)
+        for name, writer in self.writers.items():
+            self._try(name, partial(writer.write, line))
 
     def close(self) -> None:
         """Close every writer."""
-        for writer in self.writers:
-            writer.close()
+        for name, writer in self.writers.items():
+            self._try(name, writer.close)
+
+    def _try(self, name: str, action: Callable[[], None]) -> None:
+        reporter = SilentReporter() if name in self._failing else self._reporter
+        with side_task(f"metrics did not go to {name}, training goes on", reporter) as task:
+            action()
+        if task.problem:
+            self._failing.add(name)
 
 
-def make_writers(run: RunFolder, tensorboard: bool, wandb: bool, config: TrainConfig) -> MetricWriter:
+def make_writers(
+    run: RunFolder, tensorboard: bool, wandb: bool, config: TrainConfig, reporter: Reporter | None = None
+) -> MetricWriter:
     """Return the writers of a run: its own files, and what was asked for beside them.
 
     Args:
@@ -156,16 +178,17 @@ def make_writers(run: RunFolder, tensorboard: bool, wandb: bool, config: TrainCo
         tensorboard: Whether event files are wanted.
         wandb: Whether Weights & Biases is wanted.
         config: The run's settings.
+        reporter: Told when a writer fails later.
 
     Raises:
-        UsageError: A package cannot be imported, or wandb refuses to start.
+        UsageError: A package cannot be imported, or TensorBoard or wandb cannot start.
     """
-    writers: list[MetricWriter] = [FolderWriter(run)]
+    writers: dict[str, MetricWriter] = {"the run's folder": FolderWriter(run)}
     if tensorboard:
-        writers.append(TensorBoardWriter(run, config))
+        writers["TensorBoard"] = TensorBoardWriter(run, config)
     if wandb:
-        writers.append(WandbWriter(run, config))
-    return MetricWriters(writers)
+        writers["wandb"] = WandbWriter(run, config)
+    return MetricWriters(writers, reporter or SilentReporter())
 
 
 def require_writers(tensorboard: bool, wandb: bool) -> None:

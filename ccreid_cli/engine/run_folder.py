@@ -25,6 +25,7 @@ from ccreid_cli.core.locks import FileLock
 from ccreid_cli.core.recipes import parse_recipe
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.core.version import __version__
+from ccreid_cli.core.words import printable
 from ccreid_cli.engine.checkpoint import CheckpointStore
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "faiss-gpu", "faiss-cpu", "pillow")
@@ -152,7 +153,11 @@ class RunFolder:
             ) from error
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
-        """Replace the metrics, as JSON lines and as CSV."""
+        """Replace the metrics, as JSON lines and as CSV.
+
+        Raises:
+            DataError: The disk is full or the folder not writable.
+        """
         atomic_write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in lines))
         atomic_write_text(self.path / "metrics.csv", _as_csv(lines))
 
@@ -160,7 +165,7 @@ class RunFolder:
         """Add a line with the time to the readable log. A full disk loses the line, not the run."""
         try:
             with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {printable(text)}\n")
         except OSError:
             return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,15 +42,21 @@ class Saver:
         self._run, self._config, self._dataset = run, config, dataset
         self._model, self._method, self._optimizer = model, method, optimizer
 
-    def save(self, state: TrainState, is_best: bool) -> None:
+    def save(self, state: TrainState, is_best: bool, instead_of: Path | None = None) -> None:
         """Write a checkpoint.
+
+        Args:
+            state: Where the run is.
+            is_best: Whether this is the best evaluation so far.
+            instead_of: The checkpoint that is no longer needed then, if any.
 
         Raises:
             DataError: It could not be written; the earlier ones are untouched.
         """
         store = self._run.store(self._config.keep)
         try:
-            store.save(self._content(state), epoch=state.epoch, step=state.step, is_best=is_best)
+            content = self._content(state)
+            store.save(content, epoch=state.epoch, step=state.step, is_best=is_best, instead_of=instead_of)
         except DataError as error:
             self._run.log(f"not saved: {error.message}")
             resume = f"`ccreid resume {shlex.quote(str(self._run.path))}` goes on from the save before."
@@ -82,4 +89,6 @@ class Saver:
             self._method.load_state_dict(training["method"])
             return TrainState.unpack(training)
         except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the run's own settings: {error}") from error
+            raise CheckpointError(
+                f"the checkpoint does not fit the run's own settings: {' '.join(str(error).split())}"
+            ) from error

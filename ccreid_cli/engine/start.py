@@ -28,7 +28,7 @@ from ccreid_cli.engine.recovery import recover
 from ccreid_cli.engine.run_folder import RunFolder, default_name, describe_environment
 from ccreid_cli.engine.settings import ResolvedConfig, check_names, check_packages
 from ccreid_cli.engine.trainer import Trainer
-from ccreid_cli.images.opening import image_settings, is_sharded, keep_on_device, open_paths
+from ccreid_cli.images.opening import ImageSettings, image_settings, is_sharded, keep_on_device, open_paths
 from ccreid_cli.machine.device import (
     DeviceChoice,
     choose_fastest_convolutions,
@@ -302,6 +302,17 @@ def _check_same_images(content: Mapping[str, Any], dataset: ReidDataset) -> None
         )
 
 
+def _open_test_set(dataset: ReidDataset, images: ImageSettings, session: _Session) -> EvaluationSet | None:
+    """Decode query and gallery; None, aloud, where they could not be scored."""
+    if dataset.why_not_scored:
+        say = session.reporter.warning if dataset.has_evaluation else session.reporter.message
+        say(f"{dataset.why_not_scored}: training without evaluation.")
+        return None
+    test_set = EvaluationSet(dataset, images, session.group, session.reporter)
+    test_set.open()
+    return test_set
+
+
 def _carry_through(
     config: TrainConfig,
     dataset: ReidDataset,
@@ -315,11 +326,7 @@ def _carry_through(
     images = image_settings(config.height, config.width, config.workers, config.data_dir, sharded=sharded)
     store = open_paths(dataset.train.paths, images, session.group, session.reporter)
     keep_on_device(store, session.choice.device)
-    test_set = EvaluationSet(dataset, images, session.group, session.reporter) if dataset.has_evaluation else None
-    if test_set is None:
-        session.reporter.message(f"{dataset.name} has no query and gallery: training without evaluation.")
-    else:
-        test_set.open()
+    test_set = _open_test_set(dataset, images, session)
     with stop_on_signals() as stop:
         trainer = Trainer(
             config,

@@ -78,7 +78,7 @@ class TrainState:
         known = {line.get("epoch"): line.get("seconds", {}).get("save") for line in lines}
         for line in self.metrics:
             if known.get(line["epoch"]) is not None:
-                line["seconds"].setdefault("save", known[line["epoch"]])
+                line["seconds"]["save"] = known[line["epoch"]]
 
 
 def describe_epoch(line: dict[str, Any], epochs: int) -> str:
@@ -93,5 +93,7 @@ def describe_epoch(line: dict[str, Any], epochs: int) -> str:
         parts.append(f"ARI {line['ari']:.3f}")
     if "mAP" in line:
         parts.append(f"mAP {100 * line['mAP']:.1f} %  rank-1 {100 * line['rank1']:.1f} %")
+    if "not_scored" in line:
+        parts.append("not scored")
     parts.append(f"{sum(line['seconds'].values()):.1f} s")
     return "  ".join(parts)

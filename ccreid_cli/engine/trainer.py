@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import Interrupted
 from ccreid_cli.core.reporter import Reporter, Task
+from ccreid_cli.core.side_tasks import side_task
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.batches import EpochBatches
 from ccreid_cli.engine.cluster_checks import check_clusters
@@ -126,7 +128,9 @@ class Trainer:
             DeviceError: The work does not fit into memory.
         """
         if self.group.is_main:
-            self._writers = make_writers(self.run, self.config.tensorboard, self.config.wandb, self.config)
+            self._writers = make_writers(
+                self.run, self.config.tensorboard, self.config.wandb, self.config, self.reporter
+            )
         try:
             with self.reporter.task("epochs", self.config.epochs, "epoch") as task:
                 self._epochs = task
@@ -148,7 +152,7 @@ class Trainer:
             self._begin_epoch(task)
         with self._timed("train"):
             self._run_steps(task)
-        evaluation = self._evaluate_if_due()
+        evaluation = self._evaluate_safely() if self._evaluation_is_due() else None
         self._end_epoch(task, evaluation)
 
     def _begin_epoch(self, task: Task) -> None:
@@ -173,7 +177,8 @@ class Trainer:
         state.line.update(num_clusters=found.num_clusters, num_outliers=found.num_outliers)
         if self.dataset.has_train_ids:
             # A diagnosis for the log only: nothing below reads identities.
-            state.line.update(label_quality(found.labels, self.dataset.train.person_ids))
+            with side_task("the clusters were not compared with the identities", self.reporter):
+                state.line.update(label_quality(found.labels, self.dataset.train.person_ids))
         task.note(clusters=found.num_clusters)
         labels = torch.from_numpy(found.labels)
         with self._timed("memory"):
@@ -215,10 +220,25 @@ class Trainer:
             raise StopRequested
         self._save()
 
-    def _evaluate_if_due(self) -> dict[str, Any] | None:
+    def _evaluation_is_due(self) -> bool:
         done = self.state.epoch + 1
-        if self.test_set is None or (done % self.config.eval_step and done != self.config.epochs):
-            return None
+        return self.test_set is not None and (done % self.config.eval_step == 0 or done == self.config.epochs)
+
+    def _evaluate_safely(self) -> dict[str, Any] | None:
+        """Score the network once the epoch's steps are saved; None, aloud, where that fails."""
+        if not (self.group.is_main and self._last_step_file().exists()):
+            with self._timed("save"):
+                self._save()
+        if self.group.world > 1:
+            return self._evaluate()  # only together: a process that went on alone would leave the others waiting
+        with side_task(f"epoch {self.state.epoch + 1} was not scored", self.reporter) as task:
+            return self._evaluate()
+        self.run.log(f"epoch {self.state.epoch + 1} was not scored: {task.problem}")
+        self.state.line["not_scored"] = task.problem
+        return None
+
+    def _evaluate(self) -> dict[str, Any]:
+        assert self.test_set is not None
         with self._timed("evaluate"):
             evaluation = self.test_set.score(
                 self.method.evaluated(),
@@ -240,17 +260,26 @@ class Trainer:
             line.update(evaluation)
             is_best = state.note_evaluation(evaluation)
             task.note(mAP=f"{100 * evaluation['mAP']:.1f}")
+        superseded = None if self._saves_at_last_step() else self._last_step_file()
         state.end_epoch()
         start = time.perf_counter()
-        self._save(is_best=is_best)
-        line["seconds"]["save"] = round(time.perf_counter() - start, 3)
+        self._save(is_best=is_best, instead_of=superseded)
+        line["seconds"]["save"] = round(line["seconds"].get("save", 0.0) + time.perf_counter() - start, 3)
         if self._writers:
             self._writers.write(line)
             self._say(describe_epoch(line, self.config.epochs))
 
-    def _save(self, *, is_best: bool = False) -> None:
+    def _saves_at_last_step(self) -> bool:
+        """Whether ``--save-every`` asks for the save at the last step of an epoch."""
+        return bool(self.config.save_every) and self.config.iters % self.config.save_every == 0
+
+    def _last_step_file(self) -> Path:
+        """The save of the epoch under way before it is scored."""
+        return self.run.store().path_of(self.state.epoch, self.config.iters)
+
+    def _save(self, *, is_best: bool = False, instead_of: Path | None = None) -> None:
         if self.group.is_main:
-            self._saver.save(self.state, is_best)
+            self._saver.save(self.state, is_best, instead_of)
 
     def _interrupted(self) -> Interrupted:
         state = self.state
@@ -266,8 +295,11 @@ class Trainer:
         result: dict[str, Any] = {"run": str(self.run.path), "epochs": self.state.epoch, "seconds": seconds}
         if self.state.last:
             result["last"], result["best"] = self.state.last, self.state.best
+        if self.state.metrics and "not_scored" in self.state.metrics[-1]:
+            result["not_scored"] = self.state.metrics[-1]["not_scored"]
         if self.group.is_main:
-            self.run.write_result(result)
+            with side_task("the result was not written", self.reporter):
+                self.run.write_result(result)
             self._say("finished")
         return result
 

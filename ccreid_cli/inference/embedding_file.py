@@ -66,6 +66,20 @@ def check_form(path: Path) -> None:
         require("pyarrow", "parquet")
 
 
+def check_image_names(path: Path, images: ImageList) -> None:
+    """Refuse, before any work is done, names that the form of `path` cannot hold.
+
+    Raises:
+        DataError: The ending is ``.npy``, which has one line for each name, and a name holds a line break.
+    """
+    broken = next((name for name in images.names if "\n" in name or "\r" in name), None)
+    if broken is not None and path.suffix.lower() == ".npy":
+        raise DataError(
+            f"{path}: the name of the image {broken} holds a line break.",
+            "Write .npz or .parquet, or rename the image.",
+        )
+
+
 def files_of(path: Path) -> tuple[Path, ...]:
     """Return every file that `write_embeddings` makes for `path`."""
     if path.suffix.lower() == ".npy":
@@ -98,8 +112,7 @@ def _write_npz(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> 
 
 
 def _write_npy(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> None:
-    if any("\n" in name or "\r" in name for name in content.images.names):
-        raise DataError(f"{path}: an image's name holds a line break.", "Write .npz or .parquet, or rename the image.")
+    check_image_names(path, content.images)
     lines = "".join(name + "\n" for name in content.images.names)
     columns = {name: values.tolist() for name, values in _columns(content.images).items()}
     # All appear together: part of a set would make the next attempt ask for --force.

@@ -56,8 +56,8 @@ def score_model(
     dataset = load_dataset(dataset_name, data_dir, reporter, columns=columns)
     if on_dataset:
         on_dataset(dataset)
-    if not dataset.has_evaluation:
-        raise DataError(f"{dataset.name} has no query and gallery images with identities to score with.")
+    if dataset.why_not_scored:
+        raise DataError(f"{dataset.why_not_scored}: nothing can be scored.", "`ccreid data info` shows what it holds.")
     prepared = Preprocessing.of(loaded, dataset_name, height, width)
     settled = loaded.precision(precision)
     reporter.message(f"input: {prepared.height} x {prepared.width}, {settled}")

@@ -105,7 +105,7 @@ def sample_images(embedder: Embedder, data_dir: Path | None = None) -> tuple[NDA
     trained_on = embedder.loaded.trained_on()
     if trained_on is not None:
         name, trained_in = trained_on
-        with contextlib.suppress(CcreidError):
+        with contextlib.suppress(CcreidError, OSError):
             return _dataset_images(embedder, name, data_dir or trained_in, embedder.loaded.settings().get("columns"))
     noise = np.random.default_rng(0).integers(0, 256, (NUM_CHECK_IMAGES, *embedder.input_size, 3), dtype=np.uint8)
     return noise, "random noise"

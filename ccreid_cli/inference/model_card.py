@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ccreid_cli.core.files import atomic_write_text, sha256_of
 from ccreid_cli.core.version import __version__
-from ccreid_cli.core.words import plural
+from ccreid_cli.core.words import plural, printable
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.engine.run_folder import RunFolder
 from ccreid_cli.inference.embedder import Embedder
@@ -116,11 +117,11 @@ def write_cards(card: Mapping[str, Any], file: Path) -> tuple[Path, Path]:
 
 def card_text(card: Mapping[str, Any]) -> str:
     """Return a card as Markdown."""
-    dataset = card["dataset"]["name"] or "an unknown dataset"
+    dataset = _as_text(card["dataset"]["name"] or "an unknown dataset")
     sections = [
         f"# {card['arch']} trained on {dataset} by ccreid",
-        f"`{card['file']}` turns pictures of people or vehicles into features of length {card['embedding_dim']} whose "
-        "dot product says how alike two of them are. It was trained without labels by Cluster Contrast "
+        f"{_as_code(card['file'])} turns pictures of people or vehicles into features of length "
+        f"{card['embedding_dim']} whose dot product says how alike two of them are. It was trained without labels by Cluster Contrast "
         "(arXiv 2103.11568).",
         "## Use\n\n" + _use(card),
         "## Numbers\n\n" + _numbers_text(card),
@@ -133,6 +134,16 @@ def card_text(card: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _as_text(value: object) -> str:
+    """Return a value so that Markdown takes none of its characters for its own."""
+    return re.sub(r"[\\`*\[\]<>|:~&$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(str(value)))
+
+
+def _as_code(text: str) -> str:
+    """Return a name as Markdown's code."""
+    return f"`` {printable(text)} ``" if "`" in text else f"`{printable(text)}`"
+
+
 def _use(card: Mapping[str, Any]) -> str:
     preprocess = card["preprocess"]
     size = f"{preprocess['height']} x {preprocess['width']} (height x width)"
@@ -140,7 +151,8 @@ def _use(card: Mapping[str, Any]) -> str:
     if "input" not in card:
         return (
             "Weights only. In Python: "
-            f'`from ccreid_cli import load_model; load_model("{card["file"]}").embed(["a.jpg"])`. '
+            + _as_code(f"from ccreid_cli import load_model; load_model({card['file']!r}).embed(['a.jpg'])")
+            + ". "
             f"Input: RGB, {size}, bicubic; {numbers}."
         )
     rows = ["| | name | type | shape |", "|---|---|---|---|"]
@@ -162,18 +174,22 @@ def _numbers_text(card: Mapping[str, Any]) -> str:
         rows.append(f"| {which} | {' | '.join(cells)} | {values.get('epoch', -1) + 1} |")
     note = (
         "In percent, on the dataset's own query and gallery. `best` was chosen by looking at the test labels; without "
-        f"labels `last` is the honest one. This file comes from `{card['checkpoint']}`."
+        f"labels `last` is the honest one. This file comes from {_as_code(card['checkpoint'])}."
     )
     return "\n".join(rows) + "\n\n" + note
 
 
 def _training_text(card: Mapping[str, Any]) -> str:
     recipe = card["recipe"] or {}
-    named = f"Recipe: {recipe['title']} (`{recipe['name']}`). " if recipe.get("title") and recipe.get("name") else ""
+    named = (
+        f"Recipe: {_as_text(recipe['title'])} ({_as_code(recipe['name'])}). "
+        if recipe.get("title") and recipe.get("name")
+        else ""
+    )
     done = f"Epochs done: {card['epochs_done']}. " if card["epochs_done"] is not None else ""
     if not card["settings"]:
         return (named + done + "The checkpoint does not say with which settings it was trained.").strip()
-    settings = "\n".join(f"| {key} | {value} |" for key, value in card["settings"].items())
+    settings = "\n".join(f"| {key} | {_as_text(value)} |" for key, value in card["settings"].items())
     return f"{(named + done).strip()}\n\n| setting | value |\n|---|---|\n{settings}".strip()
 
 

@@ -12,8 +12,8 @@ HANDLED = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal,
 """SIGUSR1 is what SLURM sends before it takes a node away."""
 
 
-class StopRequested(Exception):
-    """Raised at a safe point after a stop signal; the trainer saves and ends."""
+class StopRequested(BaseException):
+    """Raised at a safe point after a stop signal; the trainer saves and ends. No handler of errors may catch it."""
 
 
 class StopFlag:

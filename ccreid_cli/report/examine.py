@@ -20,8 +20,8 @@ def retrieval(sources: Sources) -> Retrieval | None:
     dataset, loaded, notes = sources.dataset, sources.loaded, sources.notes
     if dataset is None or loaded is None:
         return None
-    if not dataset.has_evaluation:
-        notes.texts.append(f"{dataset.name} has no query and gallery: nothing can be scored.")
+    if dataset.why_not_scored:
+        notes.texts.append(f"{dataset.why_not_scored}: nothing can be scored.")
         return None
     evaluation_set = EvaluationSet(dataset, _images(sources), Group(device=loaded.device), notes.reporter)
     query, gallery = evaluation_set.features(loaded.model, loaded.device, sources.config.precision)

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from ccreid_cli.core.words import plural
+from ccreid_cli.core.words import plural, printable
 from ccreid_cli.report.charts import epoch_table, retrieval_charts, training_charts
 from ccreid_cli.report.content import ReportContent
 from ccreid_cli.report.numbers import count, decimal, duration, total_seconds
@@ -41,6 +42,7 @@ def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("ccreid_cli.report"),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -50,6 +52,11 @@ def _templates() -> Environment:
     functions_of_sections = (training_charts, epoch_table, retrieval_charts)
     environment.globals.update({function.__name__: function for function in (*functions, *functions_of_sections)})
     return environment
+
+
+def _shown(value: object) -> object:
+    """Return a value with what no page can hold, as the bytes of a file's name that are no text, made visible."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 class Thumbnail(NamedTuple):

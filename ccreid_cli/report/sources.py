@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from ccreid_cli.core.config import TrainConfig
-from ccreid_cli.core.errors import CcreidError, Interrupted
 from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.core.side_tasks import side_task
 from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.run_folder import RunFolder
@@ -38,16 +36,9 @@ class Notes:
         Returns:
             What it returns; None where it failed.
         """
-        try:
+        with side_task("report", self.reporter) as task:
             return action()
-        except Interrupted:
-            raise
-        except CcreidError as error:
-            problem = error.message
-        except (OSError, MemoryError, torch.OutOfMemoryError) as error:
-            problem = f"{type(error).__name__}: {error}"
-        self.reporter.warning(f"report: {problem}")
-        self.texts.append(f"Left out: {problem}")
+        self.texts.append(f"Left out: {task.problem}")
         return None
 
 
