@@ -201,8 +201,19 @@ def _refuse_impossible(config: TrainConfig) -> None:
     check_packages(config)
     if config.name is not None and (config.name in {"", ".", ".."} or any(part in config.name for part in "/\\\0")):
         raise UsageError(f'--name "{config.name}" is no name of a folder.', "Use --logs-dir for where it lies.")
+    _refuse_places_without_text(config)
     share_chunks(config.batch_size, config.samples_per_bn, launched_world())
     require_writers(config.tensorboard, config.wandb)
+
+
+def _refuse_places_without_text(config: TrainConfig) -> None:
+    for name in ("dataset", "data_dir", "logs_dir", "weights"):
+        value = str(getattr(config, name))
+        if not value.isascii() and value != value.encode("utf-8", "replace").decode():
+            raise UsageError(
+                f"{settings()[name].option} {value} holds bytes that are not Unicode (UTF-8); no recipe can name it.",
+                "Rename it, or give a link of another name that leads there.",
+            )
 
 
 def _refuse_used_name(run: RunFolder) -> None:

@@ -121,8 +121,8 @@ def card_text(card: Mapping[str, Any]) -> str:
     sections = [
         f"# {card['arch']} trained on {dataset} by ccreid",
         f"{_as_code(card['file'])} turns pictures of people or vehicles into features of length "
-        f"{card['embedding_dim']} whose dot product says how alike two of them are. It was trained without labels by Cluster Contrast "
-        "(arXiv 2103.11568).",
+        f"{card['embedding_dim']} whose dot product says how alike two of them are. "
+        "It was trained without labels by Cluster Contrast (arXiv 2103.11568).",
         "## Use\n\n" + _use(card),
         "## Numbers\n\n" + _numbers_text(card),
         "## Training\n\n" + _training_text(card),
