@@ -70,7 +70,7 @@ def extract(
 ) -> None:
     """Turn images into features of unit length, with their names and the model they come from.
 
-    `ccreid cluster` and `ccreid score` read the .npz; `ccreid search` reads all three forms.
+    `ccreid cluster`, `score` and `search` read all three forms. Ids and cameras keep their names.
 
     Examples: `ccreid extract crops/ --resume logs/RUN -o crops.npz`,
     `ccreid extract market1501 --split query --resume logs/RUN -o query.npz`.

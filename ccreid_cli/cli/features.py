@@ -22,7 +22,11 @@ def register(app: typer.Typer) -> None:
 def cluster_features(
     settings: Annotated[dict[str, Any], opt.settings_of("cluster", "eps", "k1", "k2", "min_samples")],
     file: Annotated[
-        Path, typer.Argument(help="An .npz file with `features` (N x D); `ids` (N), if there, only rate the labels.")
+        Path,
+        typer.Argument(
+            help="A feature file: .npz with `features` (N x D), .npy or .parquet; `ids` (N), if there, only rate "
+            "the labels."
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -103,15 +107,19 @@ def cluster_features(
 
 
 def score_features(
-    query: Annotated[Path, typer.Option("--query", "-q", help="Query .npz: `features` (Q x D), `ids` and `cams` (Q).")],
-    gallery: Annotated[Path, typer.Option("--gallery", "-g", help="Gallery .npz, likewise.")],
+    query: Annotated[Path, typer.Option("--query", "-q", help="Query features, with ids and cameras.")],
+    gallery: Annotated[Path, typer.Option("--gallery", "-g", help="Gallery features, likewise.")],
     rerank: opt.Rerank = False,
     device: opt.Device = None,
     as_json: opt.Json = False,
 ) -> None:
     """Score any features: mAP, CMC and mINP.
 
-    Rows are L2-normalised first. Example: `ccreid score --query q.npz --gallery g.npz --json`.
+    Files are .npz (`features`, `ids`, `cams`), .npy with a .csv beside it (columns id, camera; a line per row),
+    .parquet (feature, id, camera), or what `ccreid extract` writes. Ids and cameras are compared as they are written;
+    -1 or nothing means none. Rows are L2-normalised first.
+
+    Example: `ccreid score --query q.npz --gallery g.npz --json`.
     """
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.engine.retrieval_scores import evaluate_features

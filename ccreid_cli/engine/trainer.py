@@ -132,9 +132,8 @@ class Trainer:
                 self.run, self.config.tensorboard, self.config.wandb, self.config, self.reporter
             )
         try:
-            with self.reporter.task("epochs", self.config.epochs, "epoch") as task:
+            with self.reporter.task("epochs", self.config.epochs, "epoch", done=self.state.epoch) as task:
                 self._epochs = task
-                task.advance(self.state.epoch)
                 while self.state.epoch < self.config.epochs:
                     self._train_epoch(task)
                     task.advance()
@@ -192,8 +191,7 @@ class Trainer:
         losses = EpochLosses(config.iters, self.group, state.losses)
         self.model.train()
         start, first = time.perf_counter(), state.step
-        with self.reporter.task(f"train epoch {state.epoch + 1}", config.iters, "it") as bar:
-            bar.advance(first)
+        with self.reporter.task(f"train epoch {state.epoch + 1}", config.iters, "it", done=first) as bar:
             for number in range(first, config.iters):
                 set_learning_rate(self.optimizer, self._learning_rate(state.epoch, number))
                 losses.note(number, self._step(batches[number]))

@@ -1,15 +1,12 @@
-"""Features and labels in NumPy files, as ``ccreid cluster`` and ``ccreid score`` read and write them.
+"""Features as ``ccreid cluster`` and ``ccreid score`` read them, and labels as they write them.
 
-An ``.npz`` holds ``features`` (N, D) and, for scoring, ``ids`` (N,) and ``cams`` (N,).
 Labels go out as the array ``labels`` (N,) of an ``.npz``, or alone as an ``.npy``.
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +16,11 @@ from numpy.typing import NDArray
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_path
 from ccreid_cli.core.names import names_in
+from ccreid_cli.inference.stored_arrays import StoredArrays, load_arrays
 
-_WRITE_HINT = "Write it with numpy.savez(path, features=...{more}); features is a matrix with one row per image."
 _ROWS_NAMED = 5
 _ROWS_HINT = "Leave these rows out (counted from 0), or extract their features again."
 _LABEL_FORMS = (".npz", ".npy")
-UNREADABLE = (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-"""What NumPy and zipfile raise on a file of arrays that is damaged or something else.
-
-NotImplementedError is zipfile's for compressions that it lacks, which a damaged byte can name.
-"""
-_KNOWN = ("features", "ids", "cams")
 
 
 @dataclass(frozen=True)
@@ -40,11 +31,13 @@ class FeatureArrays:
         features: (N, D) float32, as in the file: not normalised.
         ids: N names of identities, or None where the file has none and none are needed.
         cams: N names of cameras, or None likewise.
+        about: What ccreid wrote of the model and the file; empty for a file of another program.
     """
 
     features: NDArray[np.float32]
     ids: tuple[str, ...] | None
     cams: tuple[str, ...] | None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -54,22 +47,45 @@ def read_features(path: Path, *, need_ids: bool) -> FeatureArrays:
     """Read features and check them, so that nothing later meets a broken row.
 
     Args:
-        path: An ``.npz`` with `features` and, if there are any, `ids` and `cams`; or, where no ids are needed, an
-            ``.npy`` of features alone.
+        path: A file of any form that `stored_arrays` reads, with features and, if there are any, ids and cameras.
         need_ids: Whether ids and cameras must be there.
 
     Raises:
-        DataError: The file is missing, empty, damaged or no NumPy file; an array is missing, empty, of the wrong
+        DataError: The file is missing, empty, damaged or something else; an array is missing, empty, of the wrong
             shape or type, or of another length; rows are zero, hold NaN, infinity or what is too large for
             float32, or are too small for it; ids or cameras are no names. File and array are named.
     """
-    arrays = _load(path, need_ids)
-    features = _check_features(path, _take(path, arrays, "features", need_ids))
-    labels: dict[str, tuple[str, ...] | None] = {}
-    for name in ("ids", "cams"):
-        present = need_ids or name in arrays
-        labels[name] = _check_labels(path, name, _take(path, arrays, name, need_ids), features) if present else None
-    return FeatureArrays(features, labels["ids"], labels["cams"])
+    return checked_features(load_arrays(path, ("features", "ids", "cams")), need_ids=need_ids)
+
+
+def checked_features(stored: StoredArrays, *, need_ids: bool) -> FeatureArrays:
+    """Check the arrays of a file; arguments and errors as for `read_features`."""
+    features = _check_features(stored.path, stored.take("features"))
+    ids, cams = (
+        names_of_rows(stored, name, len(features)) if need_ids or name in stored.arrays else None
+        for name in ("ids", "cams")
+    )
+    return FeatureArrays(features, ids, cams, stored.about)
+
+
+def names_of_rows(stored: StoredArrays, name: str, num_rows: int) -> tuple[str, ...]:
+    """Return the names that `ids` or `cams` of a file hold, one per row.
+
+    Raises:
+        DataError: The array is missing, of another length, or holds what is no name.
+    """
+    array = stored.take(name)
+    if array.shape != (num_rows,):
+        raise DataError(
+            f"{stored.path}: array `{name}` has shape {array.shape}, but `features` has {num_rows} rows.",
+            f"`{name}` must hold one name or number per row of `features`.",
+        )
+    try:
+        return names_in(array)
+    except ValueError as error:
+        raise DataError(
+            f"{stored.path}: array `{name}`: {error}.", f"Save `{name}` as text or as whole numbers; -1 is none."
+        ) from error
 
 
 def normalize_rows(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -114,45 +130,6 @@ def write_labels(path: Path, labels: NDArray[np.int64]) -> None:
             np.savez_compressed(file, labels=rows)
 
 
-def _write_hint(need_ids: bool) -> str:
-    return _WRITE_HINT.format(more=", ids=..., cams=..." if need_ids else "")
-
-
-def _load(path: Path, need_ids: bool) -> Mapping[str, NDArray[Any]]:
-    """Read all known arrays of a file, without ever unpickling anything."""
-    try:
-        if path.is_dir() or not path.exists():
-            what = "is a folder, not a feature file" if path.is_dir() else "does not exist"
-            raise DataError(f"{path} {what}.", "Give the path of an .npz file with an array `features`.")
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is an empty file.", _write_hint(need_ids))
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"features": loaded}
-        with loaded:
-            return {name: _read_array(path, loaded, name) for name in loaded.files if name in _KNOWN}
-    except UNREADABLE as error:
-        # NumPy takes whatever it does not know for a pickle, and advises to trust it.
-        reason = "it is something else, or a pickle" if "pickle" in str(error) else str(error)
-        raise DataError(f"{path} is no readable NumPy file: {reason}.", _write_hint(need_ids)) from error
-
-
-def _read_array(path: Path, loaded: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
-    try:
-        return loaded[name]
-    except ValueError as error:
-        raise DataError(
-            f"{path}: array `{name}` cannot be read: {error}.", f"Save `{name}` as a plain array of numbers."
-        ) from error
-
-
-def _take(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, need_ids: bool) -> NDArray[Any]:
-    if name not in arrays:
-        found = ", ".join(f"`{other}`" for other in arrays) or "none of the expected arrays"
-        raise DataError(f"{path} has no array `{name}`; it has {found}.", _write_hint(need_ids))
-    return arrays[name]
-
-
 def _check_features(path: Path, features: NDArray[Any]) -> NDArray[np.float32]:
     """Return the features as float32 after checking type, shape and every row."""
     if features.dtype.kind not in "fiu":
@@ -184,18 +161,3 @@ def _refuse_rows(path: Path, bad: NDArray[np.bool_], what: str, hint: str = _ROW
             f"{path}: array `features` has {len(numbers)} of {len(bad)} rows {what}: {first}.",
             hint,
         )
-
-
-def _check_labels(path: Path, name: str, labels: NDArray[Any], features: NDArray[Any]) -> tuple[str, ...]:
-    """Return the names of ids or cameras after checking type, shape and length."""
-    if labels.shape != (len(features),):
-        raise DataError(
-            f"{path}: array `{name}` has shape {labels.shape}, but `features` has {len(features)} rows.",
-            f"`{name}` must hold one number per row of `features`.",
-        )
-    try:
-        return names_in(labels)
-    except ValueError as error:
-        raise DataError(
-            f"{path}: array `{name}`: {error}.", f"Save `{name}` as text or as whole numbers; -1 is none."
-        ) from error

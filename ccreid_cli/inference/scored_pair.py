@@ -55,6 +55,7 @@ def read_scored_pair(query: Path, gallery: Path, reporter: Reporter) -> tuple[La
             f"array `features` is {widths[0]} wide in {query}, but {widths[1]} wide in {gallery}.",
             "Extract both with the same model.",
         )
+    _check_origin(paths, sides, reporter)
     kinds = (("query", "queries"), ("gallery image", "gallery images"))
     kept = [_identified(path, side, kind, reporter) for path, side, kind in zip(paths, sides, kinds, strict=True)]
     ids = [_pick(side.ids or (), rows) for side, rows in zip(sides, kept, strict=True)]
@@ -73,6 +74,25 @@ def read_scored_pair(query: Path, gallery: Path, reporter: Reporter) -> tuple[La
         for side, unknown in enumerate((-1, -2))
     ]
     return pair[0], pair[1]
+
+
+def _check_origin(paths: tuple[Path, Path], sides: Sequence[FeatureArrays], reporter: Reporter) -> None:
+    """Compare what ccreid's own files say of themselves."""
+    models = {str(side.about["model"]) for side in sides if side.about.get("model")}
+    if len(models) > 1:
+        reporter.warning(f"{paths[0]} and {paths[1]} were made by different models, so their features do not compare.")
+    numbered = [path for path, side in zip(paths, sides, strict=True) if side.about and side.about.get("version") == 1]
+    if len(numbered) == 1 and all(side.about for side in sides):
+        raise DataError(
+            f"{numbered[0]} was written by ccreid 0.1, which numbered ids and cameras within each file; the other file "
+            "has their names.",
+            "Extract it again.",
+        )
+    if numbered:
+        reporter.warning(
+            f"{' and '.join(map(str, numbered))}: written by ccreid 0.1, which numbered ids and cameras within each "
+            "file. Extract again unless both are splits of one dataset."
+        )
 
 
 def _identified(path: Path, side: FeatureArrays, kind: tuple[str, str], reporter: Reporter) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from ccreid_cli.cli import export, extract
+from ccreid_cli.cli import export, extract, features
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.engine.checkpoint import save_checkpoint
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
@@ -50,9 +50,10 @@ def _here(tmp_path: Path, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def call(*arguments: object) -> Result:
     app = typer.Typer()
-    for module in (extract, export):
+    for module in (extract, export, features):
         module.register(app)
-    result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, "--progress", "none")])
+    style = () if arguments[0] == "score" else ("--progress", "none")
+    result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *style)])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -79,6 +80,47 @@ def test_extract_a_split_for_scoring(crops: Path) -> None:
         call("extract", crops, "--split", split, "--resume", "one", "-o", f"{split}.npz")
         with np.load(f"{split}.npz") as loaded:
             assert loaded["ids"].tolist() == ids and loaded["cams"].shape == (len(ids),)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_two_manifests_are_compared_by_name(tmp_path: Path, suffix: str) -> None:
+    """Each lists other identities and cameras, so that numbers given per file would name different ones."""
+    header = "path,id,camera,split\n"
+    shots = {"g": ("ada_1", "bea_1", "cid_1", "dan_2"), "q": ("bea_2", "cid_2", "dan_1")}
+    for kind, split in (("g", "gallery"), ("q", "query")):
+        rows = [f"{shot}.png,{shot[:3].title()},{shot[-1]},{split}\n" for shot in shots[kind]]
+        (tmp_path / f"{kind}.csv").write_text(header + "".join(rows))
+        for shot in shots[kind]:  # the pixels depend on the identity alone
+            pixels = np.random.default_rng(sum(map(ord, shot[:3]))).integers(0, 256, (32, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{shot}.png")
+        call("extract", f"{kind}.csv", "--resume", "one", "-o", f"{kind}.{suffix}")
+    found = json.loads(call("score", "-q", f"q.{suffix}", "-g", f"g.{suffix}", "--json").stdout)
+    assert found["rank1"] == found["mAP"] == 1.0
+    assert (found["num_queries"], found["num_queries_skipped"]) == (3, 0)
+
+
+def test_images_without_an_identity_are_extracted_and_left_out_of_the_score(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        Image.fromarray(rng.integers(0, 256, (32, 16, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    rows = "a.png,x,1,query\nb.png,x,2,gallery\nc.png,,2,gallery\nd.png,-1.0,3,gallery\n"
+    (tmp_path / "m.csv").write_text("path,id,camera,split\n" + rows)
+    for split in ("query", "gallery"):
+        call("extract", "m.csv", "--split", split, "--resume", "one", "-o", f"{split}.npz")
+    with np.load("gallery.npz") as loaded:
+        assert loaded["ids"].tolist() == ["x", "", ""] and loaded["cams"].tolist() == ["2", "2", "3"]
+    result = call("score", "-q", "query.npz", "-g", "gallery.npz", "--json")
+    assert "2 gallery images without an identity were left out" in result.stderr
+    scores = json.loads(result.stdout)
+    assert (scores["mAP"], scores["num_queries_without_id"], scores["num_gallery_without_id"]) == (1.0, 0, 2)
+
+
+def test_noise_without_identities_is_not_scored() -> None:
+    noise = np.random.default_rng(0).normal(size=(2, 20, 4))
+    for name, rows in zip("qg", noise, strict=True):
+        np.savez(f"{name}.npz", features=rows, ids=np.full(20, -1), cams=np.arange(20))
+    with pytest.raises(DataError, match=r"none of the 20 queries has an identity"):
+        call("score", "-q", "q.npz", "-g", "g.npz")
 
 
 def test_strict_stops_before_anything_is_written(crops: Path) -> None:

@@ -63,7 +63,7 @@ def with_rows(value: float, rows: list[int], count: int = 40) -> np.ndarray:
         ({"features": None}, r"no array `features`; it has `ids`, `cams`"),
         ({"ids": None}, r"no array `ids`; it has `features`, `cams`"),
         ({"cams": None}, r"no array `cams`; it has `features`, `ids`"),
-        ({"features": None, "ids": None, "cams": None, "x": np.ones(3)}, "it has none of the expected arrays"),
+        ({"features": None, "ids": None, "cams": None, "x": np.ones(3)}, "it has `x`"),
         ({"features": np.ones(4)}, r"`features` has shape \(4,\)"),
         ({"features": np.ones((4, 3, 2))}, r"`features` has shape \(4, 3, 2\)"),
         ({"features": np.float32(1)}, r"`features` has shape \(\)"),
