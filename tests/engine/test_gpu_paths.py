@@ -96,7 +96,8 @@ def test_training_on_a_gpu(kind: str, tiny_data: Path, tmp_path: Path, undisturb
     assert environment["precision"] == ("bf16" if kind == "cuda" else "fp32")
     # The time of a stage is that of its work, not of asking for it.
     stages = [wait for wait in gpu.waits if wait.startswith("synchronize")]
-    assert sum("_timed:" in wait for wait in stages) == tiny.EPOCHS * len(("extract", "memory", "train", "evaluate"))
+    timed = ("extract", "memory", "train", "save", "evaluate")
+    assert sum("_timed:" in wait for wait in stages) == tiny.EPOCHS * len(timed)
     assert sum("stage:" in wait for wait in stages) >= tiny.EPOCHS * len(("neighbors", "jaccard", "clustering"))
     assert torch.get_float32_matmul_precision() == "highest"  # the loss, the memory and distances: no TF32
 
