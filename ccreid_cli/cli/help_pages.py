@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ccreid_cli.cli import output
-from ccreid_cli.cli.refused_options import refuse_options_without_effect
+from ccreid_cli.cli.options import refuse_options_without_effect
 
 PANELS = ("Main", "Use a model", "Data and weights", "Runs", "Features", "System")
 """The groups of commands, in the order in which a person comes to need them."""

@@ -237,3 +237,19 @@ def _defaults_of_rows(field: SettingField) -> list[str]:
     rows = [item for registry in REGISTRIES.values() for item in registry.items() if isinstance(item[1], Component)]
     values = [(name, row.defaults.get(field.name, field.default)) for name, row in rows]
     return [f"{name} {_shown(value)}" for name, value in values if value != field.default]
+
+
+WITHOUT_EFFECT = ("--eps-gap", "--dsbn", "--test-source")
+"""Options of the official code that alter nothing in Cluster Contrast: refused in plainer words than unknown ones."""
+
+
+def refuse_options_without_effect(words: Iterable[str]) -> None:
+    """Look for such an option among the words of a command line.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for word in words:
+        name = word.partition("=")[0]
+        if name in WITHOUT_EFFECT:
+            raise UsageError(f"{name} has no effect in Cluster Contrast, so it is not accepted.", "Leave it out.")

@@ -34,7 +34,7 @@ def _names_within(path: Path) -> str:
                     return file.read(_START).decode("latin-1")
         with path.open("rb") as file:
             return file.read(_START).decode("latin-1")
-    except (OSError, StopIteration, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+    except (OSError, StopIteration, zipfile.BadZipFile, RuntimeError):  # the last: encrypted, or an unknown compression
         return ""
 
 
