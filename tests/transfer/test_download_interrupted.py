@@ -16,6 +16,7 @@ import pytest
 from bad_server import BadServer, Request, good, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from terminal_download import download_in_terminal
 
 from ccreid_cli.transfer.download import download
 
@@ -25,7 +26,8 @@ PROCESSES.set_forkserver_preload(["__main__", "ccreid_cli.transfer.download"])
 
 
 def start_client(url: str, target: Path, digest: str | None = None) -> BaseProcess:
-    client = PROCESSES.Process(target=download, args=([url], target), kwargs={"sha256_prefix": digest, "backoff": 0.05})
+    options = {"sha256_prefix": digest, "backoff": 0.05}
+    client = PROCESSES.Process(target=download_in_terminal, args=([url], target), kwargs=options)
     client.start()
     return client
 
