@@ -168,7 +168,8 @@ def time_store(bench: Bench) -> list[StageResult]:
         paths, numbers = write_images(folder, num_images), count()
 
         def open_in(place: Path) -> ImageStore:
-            return open_store(paths, config.height, config.width, cache_folder=place, workers=workers)
+            size = config.height, config.width
+            return open_store(paths, *size, cache_folder=place, workers=workers, resize=config.resize)
 
         def read_all() -> None:
             store = open_in(folder / "0")

@@ -59,6 +59,7 @@ def export(
     logs_dir: opt.LogsDir = None,
     height: opt.Height = None,
     width: opt.Width = None,
+    resize: opt.Resize = None,
     as_json: opt.Json = False,
     progress: opt.ProgressStyle = "auto",
 ) -> None:
@@ -91,6 +92,7 @@ def export(
         precision="fp32",
         height=height,
         width=width,
+        resize=resize,
         reporter=reporter,
     )
     images, about_images = sample_images(embedder, datasets)

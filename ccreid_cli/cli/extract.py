@@ -61,6 +61,7 @@ def extract(
     logs_dir: opt.LogsDir = None,
     height: opt.Height = None,
     width: opt.Width = None,
+    resize: opt.Resize = None,
     workers: opt.Workers = None,
     batch_size: opt.ExtractBatch = None,
     device: opt.Device = None,
@@ -93,6 +94,7 @@ def extract(
         precision=precision or "auto",
         height=height,
         width=width,
+        resize=resize,
         num_images=len(images),
         reporter=reporter,
     )
@@ -152,6 +154,7 @@ def search(
     logs_dir: opt.LogsDir = None,
     height: opt.Height = None,
     width: opt.Width = None,
+    resize: opt.Resize = None,
     workers: opt.Workers = None,
     batch_size: opt.ExtractBatch = None,
     device: opt.Device = None,
@@ -189,6 +192,7 @@ def search(
         precision=precision or "auto",
         height=height,
         width=width,
+        resize=resize,
         num_images=len(images or ()),
         reporter=reporter,
     )

@@ -60,6 +60,15 @@ class TrainConfig:
     ] = Path("data")
     height: Annotated[int, Setting("Input height in pixels.", DATA, default="{}; recipes differ", ge=16, le=4096)] = 256
     width: Annotated[int, Setting("Input width in pixels.", DATA, default="{}; recipes differ", ge=16, le=4096)] = 128
+    resize: Annotated[
+        str,
+        Setting(
+            "How images are resized: bicubic, linear, or opencv (linear without antialiasing).",
+            DATA,
+            names=("bicubic", "linear", "opencv"),
+            default="{}; torchreid's files: linear",
+        ),
+    ] = "bicubic"
     workers: Annotated[
         int, Setting("Threads that decode images, once.", DATA, short="-j", may_change=True, ge=0, le=256)
     ] = 4

@@ -38,11 +38,18 @@ def adopt_weights_file(resolved: ResolvedConfig, reporter: Reporter) -> Resolved
     config = resolved.config
     if config.weights in ("imagenet", "none"):
         return resolved
+    from ccreid_cli.models.programs import PROGRAMS
     from ccreid_cli.models.weight_files import adopted_spec, read_weights
 
     path = Path(config.weights).expanduser()
+    file = read_weights(path)
+    program = PROGRAMS.get(file.kind)
+    if program and program.resize and resolved.sources["resize"] == "default":
+        reporter.message(f"images are resized as {program.name} resizes them: --resize {program.resize}.")
+        config = replace(config, resize=program.resize)
+        resolved = replace(resolved, config=config, sources={**resolved.sources, "resize": _SOURCE})
     typed = {field for field, name in _NAMES.items() if resolved.sources[name] == "flag"}
-    spec = adopted_spec(read_weights(path), spec_of(config), typed)
+    spec = adopted_spec(file, spec_of(config), typed)
     found = {name: getattr(spec, field) for field, name in _NAMES.items()}
     changed: dict[str, Any] = {name: value for name, value in found.items() if value != getattr(config, name)}
     if not changed:

@@ -70,7 +70,7 @@ class Saver:
         return {
             "model": evaluated.state_dict(),
             "spec": dict(vars(evaluated.spec)),
-            "preprocess": {"height": config.height, "width": config.width},
+            "preprocess": {"height": config.height, "width": config.width, "resize": config.resize},
             "config": config.to_json(),
             "dataset": {"name": self._dataset.name, "fingerprint": self._dataset.fingerprint()},
             "training": training,

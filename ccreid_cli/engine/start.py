@@ -334,7 +334,9 @@ def _carry_through(
 ) -> dict[str, Any]:
     """Open the images, then train to the end; from here on a signal means: save, then stop."""
     sharded = session.group.broadcast(is_sharded(config.shard_images))
-    images = image_settings(config.height, config.width, config.workers, config.data_dir, sharded=sharded)
+    images = image_settings(
+        config.height, config.width, config.workers, config.data_dir, resize=config.resize, sharded=sharded
+    )
     store = open_paths(dataset.train.paths, images, session.group, session.reporter)
     keep_on_device(store, session.choice.device)
     test_set = _open_test_set(dataset, images, session)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.files import atomic_path, atomic_write_text, free_bytes
 from ccreid_cli.images.appearance import RULE_VERSION
-from ccreid_cli.images.decoding import Decoder
+from ccreid_cli.images.decoding import BICUBIC, Decoder
 
 CACHE_FOLDER = ".ccreid-cache"
 """Folder in the data directory for decoded images."""
@@ -30,9 +30,10 @@ class ImageCache:
     """A cache file: the bytes of (N, height, width, 3) uint8, with a JSON file beside it that says what they are.
 
     Attributes:
-        file: The file of bytes. Its name depends on the paths and the size, so that changed sources overwrite it.
-        fingerprint: What the content depends on: the size, the decoder, the rule of how pictures are shown, and every
-            source's path, size, time of change.
+        file: The file of bytes. Its name depends on the paths, the size and the way to resize, so that changed sources
+            overwrite it.
+        fingerprint: What the content depends on: the size, the way to resize, the decoder, the rule of how pictures are
+            shown, and every source's path, size, time of change.
         shape: (N, height, width, 3).
     """
 
@@ -43,7 +44,7 @@ class ImageCache:
     @classmethod
     def places(cls, decoder: Decoder, folders: Sequence[Path]) -> list[ImageCache]:
         """Return the place in each folder for what `decoder` reads, whether or not there is anything yet."""
-        size = f"{decoder.height}x{decoder.width}"
+        size = f"{decoder.height}x{decoder.width}{_resize_mark(decoder)}"
         key = hashlib.sha256("\0".join([size, *decoder.paths]).encode(errors="surrogateescape")).hexdigest()
         name, fingerprint = f"images-{size}-{key[:16]}.bin", _fingerprint(decoder)
         return [cls(folder / name, fingerprint, decoder.shape) for folder in folders]
@@ -99,8 +100,14 @@ class ImageCache:
         return np.memmap(self.file, dtype=np.uint8, mode="c", shape=self.shape)
 
 
+def _resize_mark(decoder: Decoder) -> str:
+    """Return what follows the size in names; nothing for bicubic, so that caches of earlier versions are found."""
+    return "" if decoder.resize == BICUBIC else f"-{decoder.resize}"
+
+
 def _fingerprint(decoder: Decoder) -> str:
-    digest = hashlib.sha256(f"{VERSION} {RULE_VERSION} {PIL.__version__} {decoder.height} {decoder.width}".encode())
+    size = f"{decoder.height} {decoder.width}{_resize_mark(decoder)}"
+    digest = hashlib.sha256(f"{VERSION} {RULE_VERSION} {PIL.__version__} {size}".encode())
     for path in decoder.paths:
         try:
             status = Path(path).stat()

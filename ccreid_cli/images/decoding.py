@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ccreid_cli.core.components import find_row
 from ccreid_cli.core.errors import BrokenImagesError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.images.appearance import as_shown
@@ -26,18 +27,52 @@ from ccreid_cli.images.appearance import as_shown
 Broken = list[tuple[int, str]]
 """(position among the paths, reason) of images that cannot be read."""
 
-RESIZE_RULE = "bicubic"
-"""How `to_pixels` interpolates, as files and model cards call it."""
+BICUBIC = "bicubic"
+"""How images are resized where nothing else is said: as in the reference."""
 BROKEN_SHOWN = 5
 BROKEN_HINT = "Put whole copies, or such as can be shown, in their place, or remove them."
 CHUNK = 16
 T = TypeVar("T")
 
 
-def to_pixels(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
-    """Resize an image as it is shown (`images.appearance`), bicubic, to exactly `height` × `width`.
+def _without_antialiasing(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    whole = (0, 0, *image.size)
+    return image.transform(size, Image.Transform.EXTENT, whole, Image.Resampling.BILINEAR)
+
+
+RESIZES: dict[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
+    BICUBIC: lambda image, size: image.resize(size, Image.Resampling.BICUBIC),
+    "linear": lambda image, size: image.resize(size, Image.Resampling.BILINEAR),
+    "opencv": _without_antialiasing,
+}
+"""What ``--resize`` may be, and how it brings an RGB image to (width, height).
+
+``bicubic`` and ``linear`` are Pillow's (and torchvision's of Pillow images): a smaller result averages over the pixels
+that it stands for. ``opencv`` is linear between the four nearest pixels at any size, as OpenCV's INTER_LINEAR, with
+which trackers resize their crops (within one level: OpenCV rounds its weights). Enlarging, it is ``linear`` again.
+"""
+
+
+def resize_rule(name: str) -> str:
+    """Return the name of a way to resize.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    find_row(RESIZES, "resize", name)
+    return name
+
+
+def to_pixels(image: Image.Image, height: int, width: int, resize: str = BICUBIC) -> NDArray[np.uint8]:
+    """Resize an image as it is shown (`images.appearance`) to exactly `height` × `width`.
 
     The aspect ratio is not kept, as in the reference.
+
+    Args:
+        image: Any that Pillow opens.
+        height: Rows of the result.
+        width: Columns of the result.
+        resize: A name of `RESIZES`.
 
     Returns:
         (height, width, 3) uint8.
@@ -45,7 +80,7 @@ def to_pixels(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
     Raises:
         Exception: As `as_shown`.
     """
-    return np.asarray(as_shown(image).resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(RESIZES[resize](as_shown(image), (width, height)))
 
 
 def read_picture(path: Path | str) -> Image.Image:
@@ -58,23 +93,26 @@ def read_picture(path: Path | str) -> Image.Image:
         return as_shown(image)
 
 
-def decode(path: str, height: int, width: int) -> NDArray[np.uint8]:
+def decode(path: str, height: int, width: int, resize: str = BICUBIC) -> NDArray[np.uint8]:
     """Decode one image file and resize it: see `to_pixels`.
 
     Raises:
         Exception: Whatever Pillow raises on a missing or broken file, and as `as_shown`.
     """
     with Image.open(path) as image:
-        return to_pixels(image, height, width)
+        return to_pixels(image, height, width, resize)
 
 
-def decode_chunk(paths: Sequence[str], height: int, width: int) -> tuple[NDArray[np.uint8], Broken]:
+def decode_chunk(
+    paths: Sequence[str], height: int, width: int, resize: str = BICUBIC
+) -> tuple[NDArray[np.uint8], Broken]:
     """Decode several images, going on after broken ones.
 
     Args:
         paths: N files.
         height: Rows of each result.
         width: Columns of each result.
+        resize: A name of `RESIZES`.
 
     Returns:
         The (M, height, width, 3) uint8 images that could be read, in order, and (position, reason) of the N - M others.
@@ -83,7 +121,7 @@ def decode_chunk(paths: Sequence[str], height: int, width: int) -> tuple[NDArray
     broken: Broken = []
     for position, path in enumerate(paths):
         try:
-            images[position - len(broken)] = decode(path, height, width)
+            images[position - len(broken)] = decode(path, height, width, resize)
         except Exception as error:  # Pillow's decoders raise nearly every type there is
             broken.append((position, reason_of(error)))
     return images[: len(paths) - len(broken)], broken
@@ -108,6 +146,7 @@ class Decoder:
         width: Columns of each image.
         workers: How many threads; at most 1 decodes in the caller's.
         reporter: Where progress is shown.
+        resize: A name of `RESIZES`.
     """
 
     paths: list[str]
@@ -115,6 +154,7 @@ class Decoder:
     width: int
     workers: int
     reporter: Reporter
+    resize: str = BICUBIC
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -137,7 +177,7 @@ class Decoder:
         """
 
         def decode_from(start: int) -> tuple[NDArray[np.uint8], Broken]:
-            return decode_chunk(self.paths[start : start + CHUNK], self.height, self.width)
+            return decode_chunk(self.paths[start : start + CHUNK], self.height, self.width, self.resize)
 
         return self._run(decode_from, write)
 
@@ -153,7 +193,7 @@ class Decoder:
         """
 
         def decode_and_put(start: int) -> tuple[None, Broken]:
-            images, broken = decode_chunk(self.paths[start : start + CHUNK], self.height, self.width)
+            images, broken = decode_chunk(self.paths[start : start + CHUNK], self.height, self.width, self.resize)
             if not broken:
                 put(start, images)
             return None, broken

@@ -11,6 +11,7 @@ import torch
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.images.cache import CACHE_FOLDER
+from ccreid_cli.images.decoding import BICUBIC
 from ccreid_cli.images.sharded_store import ShardedStore
 from ccreid_cli.images.source import ImageFiles, ImageSet
 from ccreid_cli.images.store import ImageStore, open_store
@@ -29,6 +30,7 @@ class ImageSettings:
         workers: Threads that decode.
         cache_folder: Where decoded images are kept between runs; None keeps them in memory only.
         sharded: Whether each of several processes decodes and holds its share only.
+        resize: A name of `images.decoding.RESIZES`.
     """
 
     height: int
@@ -36,11 +38,14 @@ class ImageSettings:
     workers: int
     cache_folder: Path | None
     sharded: bool = False
+    resize: str = BICUBIC
 
 
-def image_settings(height: int, width: int, workers: int, data_dir: Path, *, sharded: bool = False) -> ImageSettings:
+def image_settings(
+    height: int, width: int, workers: int, data_dir: Path, *, resize: str = BICUBIC, sharded: bool = False
+) -> ImageSettings:
     """Return the settings with the cache in the data directory and no more workers than processors."""
-    return ImageSettings(height, width, min(workers, os.cpu_count() or 1), data_dir / CACHE_FOLDER, sharded)
+    return ImageSettings(height, width, min(workers, os.cpu_count() or 1), data_dir / CACHE_FOLDER, sharded, resize)
 
 
 def is_sharded(wanted: bool | None) -> bool:
@@ -61,7 +66,7 @@ def open_paths(paths: list[Path], settings: ImageSettings, group: Group, reporte
     if settings.sharded and group.world > 1:
         return _open_share(paths, settings, group, reporter)
     if settings.sharded and launched_world() > 1:  # rank 0 alone, after training: it holds only its share
-        return ImageFiles(paths, settings.height, settings.width, settings.workers)
+        return ImageFiles(paths, settings.height, settings.width, settings.workers, settings.resize)
     if group.world == 1:
         return _read(paths, settings, reporter)
 
@@ -91,6 +96,7 @@ def _read(paths: list[Path], settings: ImageSettings, reporter: Reporter) -> Ima
         settings.width,
         cache_folder=settings.cache_folder,
         workers=settings.workers,
+        resize=settings.resize,
         reporter=reporter,
     )
 

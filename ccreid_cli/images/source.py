@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ccreid_cli.images.decoding import BICUBIC
 from ccreid_cli.images.store import open_store
 
 
@@ -48,13 +49,15 @@ class ImageFiles:
         height: Rows of every decoded image.
         width: Columns of every decoded image.
         workers: Threads that decode.
+        resize: A name of `images.decoding.RESIZES`.
     """
 
-    def __init__(self, paths: Sequence[Path], height: int, width: int, workers: int) -> None:
+    def __init__(self, paths: Sequence[Path], height: int, width: int, workers: int, resize: str = BICUBIC) -> None:
         self._paths = paths
         self._height = height
         self._width = width
         self._workers = workers
+        self._resize = resize
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -77,5 +80,7 @@ class ImageFiles:
             DataError: Images are missing or broken.
         """
         paths = [self._paths[row] for row in np.asarray(indices)]
-        store = open_store(paths, self._height, self._width, cache_folder=None, workers=self._workers)
+        store = open_store(
+            paths, self._height, self._width, cache_folder=None, workers=self._workers, resize=self._resize
+        )
         return store.gather(np.arange(len(paths)), device)

@@ -19,7 +19,7 @@ from ccreid_cli.core.errors import BrokenImagesError, DataError, DeviceError
 from ccreid_cli.core.paths import cache_folder as user_cache_folder
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.images.cache import ImageCache
-from ccreid_cli.images.decoding import Decoder
+from ccreid_cli.images.decoding import BICUBIC, Decoder
 
 
 class ImageStore:
@@ -111,6 +111,7 @@ def open_store(
     *,
     cache_folder: Path | None,
     workers: int = 2,
+    resize: str = BICUBIC,
     reporter: Reporter | None = None,
 ) -> ImageStore:
     """Decode and resize images, or map what an earlier call left in a cache file.
@@ -125,6 +126,7 @@ def open_store(
         width: Columns of every image of the store.
         cache_folder: Where to keep the cache file, or None to keep the images in RAM.
         workers: Threads that decode; at most 1 decodes in the caller's.
+        resize: A name of `images.decoding.RESIZES`.
         reporter: Where progress and warnings are shown.
 
     Returns:
@@ -135,7 +137,7 @@ def open_store(
         DeviceError: The images do not fit into memory.
     """
     reporter = reporter or SilentReporter()
-    decoder = Decoder([str(Path(path).absolute()) for path in paths], height, width, workers, reporter)
+    decoder = Decoder([str(Path(path).absolute()) for path in paths], height, width, workers, reporter, resize)
     if cache_folder is None or not paths:
         return ImageStore(_decode_to_memory(decoder))
     caches = ImageCache.places(decoder, [cache_folder, user_cache_folder() / "images"])

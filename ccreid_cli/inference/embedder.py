@@ -133,7 +133,8 @@ class Embedder:
         """
         height, width = self.input_size
         threads = min(4 if workers is None else workers, os.cpu_count() or 1)
-        decoder = Decoder([str(path) for path in paths], height, width, threads, reporter or SilentReporter())
+        names, resize = [str(path) for path in paths], self.preprocessing.resize
+        decoder = Decoder(names, height, width, threads, reporter or SilentReporter(), resize)
         rows = _Rows(self, len(paths), batch_size)
         broken = decoder.run(rows.add)
         kept = np.delete(np.arange(len(paths), dtype=np.int64), [position for position, _ in broken])
@@ -164,7 +165,7 @@ class Embedder:
         height, width = self.input_size
         if isinstance(item, str | os.PathLike):
             try:
-                return decode(os.fspath(item), height, width)
+                return decode(os.fspath(item), height, width, self.preprocessing.resize)
             except Exception as error:  # Pillow's decoders raise nearly every type there is
                 raise DataError(f"image {position}, {item}, cannot be read: {reason_of(error)}.") from error
         if isinstance(item, np.ndarray):
@@ -179,7 +180,7 @@ class Embedder:
                 f"image {position} is a {type(item).__name__}.", "Give paths, Pillow images or uint8 arrays."
             )
         try:
-            return to_pixels(item, height, width)
+            return to_pixels(item, height, width, self.preprocessing.resize)
         except Exception as error:  # as above
             raise DataError(f"image {position} cannot be shown: {reason_of(error)}.") from error
 
@@ -273,6 +274,7 @@ def open_embedder(
     precision: str = "auto",
     height: int | None = None,
     width: int | None = None,
+    resize: str | None = None,
     num_images: int = 0,
     reporter: Reporter | None = None,
 ) -> Embedder:
@@ -285,6 +287,7 @@ def open_embedder(
         precision: ``auto``, ``fp32`` or ``bf16``.
         height: Input height; None for the one it was trained at.
         width: Input width, likewise.
+        resize: How images are resized; None for what the checkpoint says.
         num_images: How many images are expected; for many, ``auto`` may try which number format is faster on a CPU.
         reporter: Where messages go.
 
@@ -295,8 +298,9 @@ def open_embedder(
     """
     if precision not in {"auto", "fp32", "bf16"}:
         raise UsageError(f'precision "{precision}" is not known.', "Use auto, fp32 or bf16.")
-    loaded = load_network(request, logs_dir, device, reporter or SilentReporter())
-    preprocessing = Preprocessing.of(loaded, height=height, width=width)
+    reporter = reporter or SilentReporter()
+    loaded = load_network(request, logs_dir, device, reporter)
+    preprocessing = Preprocessing.of(loaded, height=height, width=width, resize=resize, reporter=reporter)
     if num_images < _WORTH_A_TRIAL:
         settled = resolve_precision(precision, loaded.device)
     else:
@@ -311,6 +315,7 @@ def load_model(
     precision: str = "auto",
     logs_dir: str | os.PathLike[str] | None = None,
     checkpoint: str = "last",
+    resize: str | None = None,
 ) -> Embedder:
     """Load a trained network to compute features with.
 
@@ -320,17 +325,18 @@ def load_model(
         precision: ``fp32``, ``bf16``, or ``auto``: bf16 on a GPU that has it, else fp32.
         logs_dir: Folder where a run's name is looked for; by default ``$CCREID_LOGS_DIR``, else ``logs``.
         checkpoint: Which checkpoint of a run: ``last`` or ``best``.
+        resize: How images are resized, as ``--resize``; None for what the checkpoint says.
 
     Returns:
         The network, ready for `Embedder.embed`.
 
     Raises:
         DataError: There is no such run or file, or it is damaged (`CheckpointError`).
-        UsageError: `device`, `precision` or `checkpoint` is not known.
+        UsageError: `device`, `precision`, `checkpoint` or `resize` is not known.
         DeviceError: The device cannot be used.
     """
     if checkpoint not in {"last", "best"}:
         raise UsageError(f'checkpoint "{checkpoint}" is not known.', "Use last or best.")
     folder = Path(logs_dir or os.environ.get("CCREID_LOGS_DIR") or "logs")
     request = ModelRequest(resume=os.fspath(path_or_run), checkpoint=checkpoint)
-    return open_embedder(request, logs_dir=folder, device=device, precision=precision)
+    return open_embedder(request, logs_dir=folder, device=device, precision=precision, resize=resize)

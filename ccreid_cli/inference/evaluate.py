@@ -24,6 +24,7 @@ def score_model(
     columns: str | None = None,
     height: int | None,
     width: int | None,
+    resize: str | None = None,
     workers: int,
     batch_size: int | None,
     precision: str,
@@ -40,6 +41,7 @@ def score_model(
         columns: As ``--columns``.
         height: Input height; None for the one it was trained at, else the dataset's usual one.
         width: Input width, likewise.
+        resize: How images are resized; None for what the checkpoint says.
         workers: Threads that decode.
         batch_size: Images at once; None for what suits the device.
         precision: ``auto``, ``fp32`` or ``bf16``.
@@ -58,9 +60,9 @@ def score_model(
         on_dataset(dataset)
     if dataset.why_not_scored:
         raise DataError(f"{dataset.why_not_scored}: nothing can be scored.", "`ccreid data info` shows what it holds.")
-    prepared = Preprocessing.of(loaded, dataset_name, height, width)
+    prepared = Preprocessing.of(loaded, dataset_name, height, width, resize, reporter)
     settled = loaded.precision(precision)
-    reporter.message(f"input: {prepared.height} x {prepared.width}, {settled}")
-    images = image_settings(prepared.height, prepared.width, workers, data_dir)
+    reporter.message(f"input: {prepared.height} x {prepared.width}, {prepared.resize}, {settled}")
+    images = image_settings(prepared.height, prepared.width, workers, data_dir, resize=prepared.resize)
     evaluation_set = EvaluationSet(dataset, images, Group(device=loaded.device), reporter)
     return evaluation_set.score(loaded.model, loaded.device, settled, rerank=rerank, batch_size=batch_size).as_json()

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from ccreid_cli.core.errors import CheckpointError, DataError
-from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.engine.run_folder import RunFolder, find_run
 from ccreid_cli.images.augment import IMAGENET_MEAN, IMAGENET_STD
-from ccreid_cli.images.decoding import RESIZE_RULE
+from ccreid_cli.images.decoding import BICUBIC, RESIZES, resize_rule
 from ccreid_cli.machine.device import derived_seed, resolve_device, resolve_precision
 from ccreid_cli.models.placing import place
+from ccreid_cli.models.programs import PROGRAMS, Program
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
 from ccreid_cli.models.weight_files import WeightFile, load_reid_weights, read_weights, resolve_spec
 
@@ -57,6 +58,7 @@ class LoadedModel:
         path: The checkpoint file, if any.
         meta: What the checkpoint says beside the weights.
         device: Where it is.
+        program: The other program whose file it is, if any.
     """
 
     model: ReidNet
@@ -64,6 +66,7 @@ class LoadedModel:
     path: Path | None
     meta: dict[str, Any]
     device: torch.device
+    program: Program | None = None
 
     def trained_on(self) -> tuple[str, Path] | None:
         """Return the dataset's name (or path) and the data directory, when the checkpoint says so."""
@@ -141,7 +144,10 @@ def load_network(
         torch.manual_seed(derived_seed("weights", request.seed))
         weights = request.weights or "imagenet"
         model = build_model(spec, weights=weights, reporter=reporter, typed=typed)
-        return LoadedModel(place(model, choice.device).eval(), f"{weights} weights", None, {}, choice.device)
+        program = (
+            None if weights in ("imagenet", "none") else PROGRAMS.get(read_weights(Path(weights).expanduser()).kind)
+        )
+        return LoadedModel(place(model, choice.device).eval(), f"{weights} weights", None, {}, choice.device, program)
     path = checkpoint_file(request.resume, request.checkpoint, logs_dir)
     file: WeightFile = read_weights(path)
     for note in file.notes:
@@ -155,7 +161,9 @@ def load_network(
     )
     model = ReidNet(spec, initialize_backbone=False)
     load_reid_weights(model, file.state_dict, source=file.title)
-    return LoadedModel(place(model, choice.device).eval(), str(path), path, file.meta, choice.device)
+    return LoadedModel(
+        place(model, choice.device).eval(), str(path), path, file.meta, choice.device, PROGRAMS[file.kind]
+    )
 
 
 @dataclass(frozen=True)
@@ -169,31 +177,41 @@ class Preprocessing:
         width: Columns of the network's input.
         mean: Of red, green and blue, in [0, 1].
         std: Likewise.
-        resize: How pixels are interpolated: see `images.decoding.to_pixels`.
+        resize: How images are resized: a name of `images.decoding.RESIZES`.
     """
 
     height: int
     width: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    resize: str = RESIZE_RULE
+    resize: str = BICUBIC
 
     @classmethod
     def of(
-        cls, loaded: LoadedModel, dataset: str | None = None, height: int | None = None, width: int | None = None
+        cls,
+        loaded: LoadedModel,
+        dataset: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        resize: str | None = None,
+        reporter: Reporter | None = None,
     ) -> Preprocessing:
         """Decide how images are prepared for a network.
 
         The size is the one asked for, else what the checkpoint says, else what is usual for `dataset`, else for the
-        dataset it was trained on, else 256 × 128.
+        dataset it was trained on, else 256 × 128. Images are resized as asked for, else as the checkpoint says, else as
+        the program resizes that wrote the file, which is said, else bicubic.
 
         Args:
             loaded: The network.
             dataset: The dataset that is used now, if any.
             height: Rows asked for.
             width: Columns asked for.
+            resize: How images are to be resized.
+            reporter: Where it is said that another program's way to resize was taken.
 
         Raises:
+            UsageError: There is no such way to resize.
             CheckpointError: What the checkpoint says cannot be read or done.
         """
         recorded, trained_on = loaded.preprocess(), loaded.trained_on()
@@ -204,11 +222,23 @@ class Preprocessing:
             size = int(recorded.get("height", usual[0])), int(recorded.get("width", usual[1]))
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{loaded.path}: its input size is not a number: {error}.") from error
-        if (resize := recorded.get("resize", RESIZE_RULE)) != RESIZE_RULE:
-            raise CheckpointError(f"{loaded.path} wants {resize} resizing; this ccreid knows {RESIZE_RULE} only.")
-        return cls(height or size[0], width or size[1])
+        chosen = resize_rule(resize) if resize else _usual_resize(loaded, reporter or SilentReporter())
+        return cls(height or size[0], width or size[1], resize=chosen)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
         return {**values, "colour": "RGB", "scale": 1 / 255}
+
+
+def _usual_resize(loaded: LoadedModel, reporter: Reporter) -> str:
+    """Return how the images of a network are resized where the user says nothing."""
+    recorded = loaded.preprocess().get("resize")
+    if recorded is None and loaded.program and loaded.program.resize:
+        reporter.message(
+            f"images are resized ({loaded.program.resize}) as {loaded.program.name} resizes them; --resize decides."
+        )
+        return loaded.program.resize
+    if recorded is not None and recorded not in RESIZES:
+        raise CheckpointError(f"{loaded.path} wants {recorded} resizing; this ccreid knows {', '.join(RESIZES)}.")
+    return recorded or BICUBIC

@@ -153,7 +153,7 @@ def _use(card: Mapping[str, Any]) -> str:
             "Weights only. In Python: "
             + _as_code(f"from ccreid_cli import load_model; load_model({card['file']!r}).embed(['a.jpg'])")
             + ". "
-            f"Input: RGB, {size}, bicubic; {numbers}."
+            f"Input: RGB, {size}, {preprocess['resize']} resize; {numbers}."
         )
     rows = ["| | name | type | shape |", "|---|---|---|---|"]
     for side in ("input", "output"):

@@ -46,6 +46,7 @@ class Program:
         finish: Brings renamed tensors into the shapes that ccreid has.
         pooling: How its networks pool, where that is known; it leaves no trace in the tensors.
         relu: Whether its heads end in a ReLU.
+        resize: How it resizes images, where that is not bicubic: a value of ``--resize``.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Program:
     finish: Callable[[State], State] = _same
     pooling: str = ""
     relu: bool = False
+    resize: str = ""
 
 
 def _fastreid_head(state: State) -> State:
@@ -90,6 +92,7 @@ PROGRAMS: dict[str, Program] = {
         (*_TRAINING, "backbone.fc."),
         "reid-strong-baseline's plain ResNets have no ReLU after the first batch norm, where ccreid's have one: "
         "features differ from that program's, and scores may be lower until it is trained further.",
+        resize="linear",
     ),
     "torchreid": Program(
         "torchreid's OSNet",
@@ -104,6 +107,7 @@ PROGRAMS: dict[str, Program] = {
         },
         pooling="average",
         relu=True,
+        resize="linear",
     ),
 }
 """Programs whose whole networks are read, in the order in which they are tried."""

@@ -70,4 +70,6 @@ def clusters(sources: Sources) -> Clusters | None:
 def _images(sources: Sources) -> ImageSettings:
     config = sources.config
     sharded = is_sharded(config.shard_images)
-    return image_settings(config.height, config.width, config.workers, sources.data_dir, sharded=sharded)
+    return image_settings(
+        config.height, config.width, config.workers, sources.data_dir, resize=config.resize, sharded=sharded
+    )

@@ -75,6 +75,15 @@ def test_extract_then_search_finds_the_image_itself(crops: Path) -> None:
     assert table.count("1.0000") == 2 and str(query) in table
 
 
+def test_a_gallery_resized_otherwise_is_refused(crops: Path) -> None:
+    done = call("extract", crops, "--resume", "one", "-o", "all.npz", "--resize", "opencv", "--json")
+    assert json.loads(done.stdout)["preprocess"]["resize"] == "opencv"
+    with pytest.raises(DataError, match="resize"):
+        call("search", crops / NAMES[0], "-g", "all.npz", "--resume", "one")
+    found = call("search", crops / NAMES[0], "-g", "all.npz", "--resume", "one", "--resize", "opencv", "--json")
+    assert json.loads(found.stdout)["queries"][0]["matches"][0]["name"] == NAMES[0]
+
+
 def test_extract_a_split_for_scoring(crops: Path) -> None:
     for split, ids in {"query": ["0001"], "gallery": ["0001", "0002", "0002"]}.items():
         call("extract", crops, "--split", split, "--resume", "one", "-o", f"{split}.npz")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ccreid_cli.models.key_maps import to_official
+from ccreid_cli.models.key_maps import rename_start, to_official
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
 
 from .conftest import SMALL, Cli, Trained
@@ -112,6 +112,33 @@ def test_a_dry_run_shows_what_the_file_decides(cli: Cli, spcl: Path) -> None:
     assert found["arch"] == {"value": "resnet18", "source": "weights file"}
     assert found["pooling_type"] == {"value": "avg", "source": "weights file"}
     assert "--arch resnet18 (not resnet50), --pooling-type avg (not gem)" in " ".join(done.err.split())
+
+
+@pytest.fixture
+def torchreid(tmp_path: Path) -> Path:
+    state = ReidNet(ModelSpec("osnet_x0_25", "avg", 512)).state_dict()
+    names = {"backbone.": "", "embedding.": "fc.0.", "neck.": "fc.1."}
+    torch.save({rename_start(key, names): value for key, value in state.items()}, tmp_path / "osnet.pth")
+    return tmp_path / "osnet.pth"
+
+
+def test_images_are_resized_as_the_files_program_does_unless_an_option_is_typed(cli: Cli, torchreid: Path) -> None:
+    start = ("train", "-d", "market1501", "--weights", torchreid, "--dry-run", "--json")
+    done = cli(*start)
+    assert json.loads(done.out)["resize"] == {"value": "linear", "source": "weights file"}
+    assert "resized as torchreid's OSNet resizes them: --resize linear" in " ".join(done.err.split())
+    typed = cli(*start, "--resize", "bicubic")
+    assert json.loads(typed.out)["resize"] == {"value": "bicubic", "source": "flag"} and "linear" not in typed.err
+
+
+def test_a_run_records_how_its_images_are_resized(cli: Cli, trained: Trained, torchreid: Path) -> None:
+    small = [word for word in SMALL if word not in ("-a", "resnet18", "--weights", "none")]
+    few = ("--epochs", 1, "--iters", 1, "--k1", 4, "--k2", 2, "--eps", 0.9, "--no-report", "--logs-dir", "logs")
+    done = cli("train", "-d", trained.dataset, "--weights", torchreid, *small, *few, "--name", "small", "--json")
+    assert done.code == 0, done.err
+    scored = cli("eval", "--resume", "logs/small", "--json", "--device", "cpu")
+    assert "32 x 16, linear, fp32" in scored.err
+    assert json.loads(scored.out)["mAP"] == pytest.approx(json.loads(done.out)["last"]["mAP"], abs=1e-6)
 
 
 def test_only_a_typed_option_contradicts_a_file(cli: Cli, spcl: Path, layumi: Path) -> None:
