@@ -76,7 +76,7 @@ def _training_step(bench: Bench, num_images: int, size: int) -> TrainStep:
     config = bench.settings.config
     return TrainStep(
         bench.model,
-        make_optimizer(bench.model, config.lr, config.weight_decay),
+        make_optimizer(bench.model, config.lr, config.weight_decay, config.optimizer),
         bench.image_store(num_images),
         _method(bench, num_images // IMAGES_PER_IDENTITY + 1),
         precision=bench.precision,
@@ -119,7 +119,8 @@ def _method(bench: Bench, num_clusters: int) -> Method:
 def _time_network(bench: Bench, model: ReidNet, inputs: torch.Tensor, precision: str) -> float:
     """Time a step on one batch that is on the device already: nothing to gather, nothing to augment."""
     config, size = bench.settings.config, len(inputs)
-    optimizer, method = make_optimizer(model, config.lr, config.weight_decay), _method(bench, 0)
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, config.optimizer)
+    method = _method(bench, 0)
     targets = torch.arange(size) // config.num_instances % _LEAST_CLUSTERS
     plan = draw_augmentation(size, config.height, config.width, torch.Generator().manual_seed(0))
     batch = Batch(np.arange(size), targets, torch.zeros_like(targets), plan)

@@ -131,11 +131,29 @@ class TrainConfig:
         bool, Setting("Update a centroid with its least similar image of the batch, not with all.", METHOD)
     ] = False
 
-    lr: Annotated[float, Setting("Learning rate of Adam.", OPTIMIZER, gt=0)] = 3.5e-4
+    optimizer: Annotated[
+        str, Setting("adam, adamw, or sgd (momentum 0.9).", OPTIMIZER, names=("adam", "adamw", "sgd"))
+    ] = "adam"
+    lr: Annotated[float, Setting("Learning rate.", OPTIMIZER, gt=0)] = 3.5e-4
     weight_decay: Annotated[float, Setting("Weight decay.", OPTIMIZER, ge=0)] = 5e-4
     epochs: Annotated[int, Setting("Epochs.", OPTIMIZER, may_change=True, ge=1)] = 50
     iters: Annotated[int, Setting("Steps per epoch.", OPTIMIZER, ge=1)] = 200
     step_size: Annotated[int, Setting("Epochs after which the learning rate falls to a tenth.", OPTIMIZER, ge=1)] = 20
+    milestones: Annotated[
+        str,
+        Setting(
+            "Epochs after which the learning rate falls to a tenth, in place of --step-size. "
+            "Example: --milestones 20,40",
+            OPTIMIZER,
+            default="",
+        ),
+    ] = ""
+    warmup: Annotated[
+        int, Setting("Epochs in which the learning rate rises evenly to its value at first.", OPTIMIZER, ge=0)
+    ] = 0
+    warmup_factor: Annotated[
+        float, Setting("Share of the learning rate that --warmup begins with.", OPTIMIZER, gt=0, le=1)
+    ] = 0.01
 
     logs_dir: Annotated[Path, Setting("Folder of the runs.", RUN, environment="CCREID_LOGS_DIR", may_change=True)] = (
         Path("logs")
@@ -174,6 +192,17 @@ class TrainConfig:
     wandb: Annotated[bool, Setting("Also log to Weights & Biases, through its own package.", RUN, may_change=True)] = (
         False
     )
+
+    def milestone_epochs(self) -> tuple[int, ...]:
+        """Return `milestones` as numbers, each larger than the one before.
+
+        Raises:
+            ValueError: They are not that.
+        """
+        epochs = tuple(int(part) for part in self.milestones.split(",")) if self.milestones else ()
+        if any(later <= earlier for earlier, later in zip((0, *epochs), epochs, strict=False)):
+            raise ValueError(self.milestones)
+        return epochs
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings by name, paths as texts: what JSON and TOML can hold."""
@@ -254,3 +283,10 @@ def _check_together(config: TrainConfig, where: str) -> None:
             f"{where}: --num-instances {config.num_instances} is more than the batch size {config.batch_size}.",
             "A batch holds batch-size / num-instances clusters; make it at least one, better four.",
         )
+    try:
+        config.milestone_epochs()
+    except ValueError as error:
+        raise UsageError(
+            f'{where}: --milestones "{config.milestones}" are no rising numbers of epochs.',
+            "Write them with commas, as in --milestones 20,40.",
+        ) from error

@@ -30,9 +30,47 @@ class StepDecay:
         return self.base * self.factor ** (epoch // self.every)
 
 
+@dataclass(frozen=True)
+class Milestones:
+    """The base rate, times `factor` from each of `epochs` on."""
+
+    base: float
+    epochs: tuple[int, ...]
+    factor: float = 0.1
+
+    def __call__(self, epoch: int, step: int) -> float:
+        """Return the learning rate of a step."""
+        return self.base * self.factor ** sum(epoch >= milestone for milestone in self.epochs)
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Another schedule, times a share that rises in a line from `factor` to 1 over the steps of the first epochs.
+
+    Args:
+        then: That schedule.
+        epochs: How many epochs the rise takes.
+        steps: Steps of an epoch.
+        factor: The share at the first step.
+    """
+
+    then: LearningRate
+    epochs: int
+    steps: int
+    factor: float
+
+    def __call__(self, epoch: int, step: int) -> float:
+        """Return the learning rate of a step."""
+        done = min(1.0, (epoch + step / self.steps) / self.epochs)
+        return self.then(epoch, step) * (self.factor + (1 - self.factor) * done)
+
+
 def learning_rate(config: TrainConfig) -> LearningRate:
     """Return the schedule that a run's settings ask for."""
-    return StepDecay(config.lr, config.step_size)
+    found: LearningRate = StepDecay(config.lr, config.step_size)
+    if config.milestones:
+        found = Milestones(config.lr, config.milestone_epochs())
+    return WarmUp(found, config.warmup, config.iters, config.warmup_factor) if config.warmup else found
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -32,12 +32,26 @@ from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.interface import Method
 from ccreid_cli.models.reid_net import ReidNet
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
+"""What `--optimizer` names."""
 
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam:
-    """Return Adam over every trainable parameter in one group, fused where the device has it."""
+
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float, name: str = "adam") -> torch.optim.Optimizer:
+    """Return an optimizer over every trainable parameter in one group, fused where the device has it.
+
+    Args:
+        model: The network.
+        lr: The learning rate at first.
+        weight_decay: Of all parameters alike.
+        name: A name of `OPTIMIZERS`.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fused = parameters[0].device.type in {"cpu", "cuda"}
-    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
+    return OPTIMIZERS[name](parameters, lr=lr, weight_decay=weight_decay, fused=fused)
 
 
 class TrainStep:

@@ -85,7 +85,7 @@ class Trainer:
         self.group = group
         self.reporter = reporter
         self.state = TrainState()
-        self.optimizer = make_optimizer(model, config.lr, config.weight_decay)
+        self.optimizer = make_optimizer(model, config.lr, config.weight_decay, config.optimizer)
         self._camera_ids = torch.from_numpy(dataset.train.camera_ids)
         self._learning_rate = learning_rate(config)
         self._stop = SharedStop(stop, group, config.print_freq)

@@ -54,7 +54,15 @@ def test_stopped_after_any_step(step: int, tiny_data: Path, tmp_path: Path, undi
     check_resumed(tmp_path, losses, undisturbed)
 
 
-@pytest.mark.parametrize("changes", [{"dropout": 0.3}, {"use_hard": True, "cluster": "infomap", "eps": 0.9, "k2": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": 0.3},
+        {"use_hard": True, "cluster": "infomap", "eps": 0.9, "k2": 2},
+        {"optimizer": "sgd", "lr": 0.01, "warmup": 2, "milestones": "1"},
+        {"optimizer": "adamw", "warmup": 1},
+    ],
+)
 def test_stopped_with_other_methods(changes: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:
     if "cluster" in changes:
         pytest.importorskip("infomap")
