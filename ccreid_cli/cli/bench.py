@@ -70,7 +70,7 @@ def bench(
             rich_help_panel=SIZES,
         ),
     ] = False,
-    recipe: opt.RecipeName = "market1501",
+    recipe: opt.RecipeNames = None,
     budget: Annotated[
         float,
         typer.Option("--budget", help="Seconds after which a measurement is not repeated.", rich_help_panel=SIZES),
@@ -110,9 +110,13 @@ def bench(
     from ccreid_cli.bench.base import BenchSettings, read_rows
     from ccreid_cli.bench.run import run_bench
     from ccreid_cli.cli.progress import make_reporter
+    from ccreid_cli.core.recipes import load_recipe
     from ccreid_cli.engine.settings import resolve_config
 
-    config = resolve_config(settings, {}, recipe).config
+    recipes = recipe or []
+    if all(load_recipe(name).is_layer for name in recipes):
+        recipes = ["market1501", *recipes]
+    config = resolve_config(settings, {}, recipes).config
     rows = None if features is None else read_rows(features)
     name = "" if features is None else f"features of {features.name}"
     bench_settings = BenchSettings(config, num_images, batch_size, dim, queries, gallery, rows, name, growth, budget)

@@ -32,6 +32,7 @@ def evaluate(
     workers: opt.Workers = None,
     batch_size: opt.ExtractBatch = None,
     rerank: opt.Rerank = False,
+    camera_norm: opt.CameraNorm = False,
     seed: opt.Seed = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
@@ -76,11 +77,12 @@ def evaluate(
         workers=4 if workers is None else workers,
         precision=precision or "auto",
         rerank=rerank,
+        camera_norm=camera_norm,
         reporter=reporter,
         on_dataset=show_dataset,
     )
     if as_json:
-        output.print_json(result)
+        output.print_json({**result, "rerank": rerank, "camera_norm": camera_norm})
         return
-    label = ("re-ranked " if rerank else "") + (checkpoint if resume else "untrained")
+    label = output.how_scored(rerank, camera_norm) + (checkpoint if resume else "untrained")
     output.print_evaluations(f"{loaded.source}", {label: result})

@@ -110,6 +110,7 @@ def score_features(
     query: Annotated[Path, typer.Option("--query", "-q", help="Query features, with ids and cameras.")],
     gallery: Annotated[Path, typer.Option("--gallery", "-g", help="Gallery features, likewise.")],
     rerank: opt.Rerank = False,
+    camera_norm: opt.CameraNorm = False,
     device: opt.Device = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -121,17 +122,24 @@ def score_features(
 
     Example: `ccreid score --query q.npz --gallery g.npz --json`.
     """
+    import torch
+
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.engine.retrieval_scores import evaluate_features
     from ccreid_cli.inference.scored_pair import read_scored_pair
     from ccreid_cli.machine.device import resolve_device
+    from ccreid_cli.pseudo_labels.cameras import normalize_pair_by_camera
 
     queries, entries = read_scored_pair(query, gallery, make_reporter())
+    rows, others = queries.features, entries.features
+    if camera_norm:
+        pair = normalize_pair_by_camera(torch.from_numpy(rows), queries.cams, torch.from_numpy(others), entries.cams)
+        rows, others = (side.numpy() for side in pair)
     evaluation = evaluate_features(
-        queries.features,
+        rows,
         queries.ids,
         queries.cams,
-        entries.features,
+        others,
         entries.ids,
         entries.cams,
         device=resolve_device(device or "auto").device,
@@ -139,6 +147,6 @@ def score_features(
     )
     if as_json:
         left_out = {"num_queries_without_id": queries.num_left_out, "num_gallery_without_id": entries.num_left_out}
-        output.print_json(evaluation.as_json() | left_out)
+        output.print_json(evaluation.as_json() | left_out | {"rerank": rerank, "camera_norm": camera_norm})
         return
-    output.print_evaluations("", {"re-ranked" if rerank else "features": evaluation.as_json()})
+    output.print_evaluations("", {output.how_scored(rerank, camera_norm) + "features": evaluation.as_json()})

@@ -65,12 +65,12 @@ def _known_checkpoint(name: str) -> str:
     return name
 
 
-RecipeName = Annotated[
-    str | None,
+RecipeNames = Annotated[
+    list[str] | None,
     typer.Option(
         "--recipe",
-        help="Published settings to start from, by name or TOML file; flags override them. Default: the recipe named "
-        "like the dataset. Example: --recipe market1501-nov2021",
+        help="Settings to start from, by name or TOML file; flags override them. May be given again: each goes over "
+        "the one before. Default: the recipe named like the dataset. Example: --recipe camera",
         rich_help_panel=DATA,
         autocompletion=completion_values.recipes,
     ),
@@ -126,6 +126,15 @@ Checkpoint = Annotated[
     ),
 ]
 Rerank = Annotated[bool, typer.Option("--rerank", help="Score k-reciprocal re-ranked distances.", rich_help_panel=DATA)]
+CameraNorm = Annotated[
+    bool,
+    typer.Option(
+        "--camera-norm",
+        help="Standardise features within each camera first, by the gallery's statistics. It uses the test cameras, so "
+        "it is named beside the score.",
+        rich_help_panel=DATA,
+    ),
+]
 
 
 def bind_all(app: typer.Typer, words: Sequence[str] | None = None) -> None:

@@ -228,6 +228,11 @@ def print_stages(title: str, seconds: Mapping[str, float], epochs: int) -> None:
     print_table(title, ["", "seconds", "per epoch", "%"], rows)
 
 
+def how_scored(rerank: bool, camera_norm: bool) -> str:
+    """Return what is to stand before the name of a score."""
+    return ("camera-normalised " if camera_norm else "") + ("re-ranked " if rerank else "")
+
+
 def print_evaluations(title: str, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Show evaluations in percent, one row each.
 

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def train(
     settings: opt.AllSettings,
-    recipe: opt.RecipeName = None,
+    recipe: opt.RecipeNames = None,
     init_from: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +63,8 @@ def train(
 ) -> None:
     """Train a re-identification model without labels.
 
-    The dataset's published recipe gives every value that no flag sets.
+    The dataset's published recipe gives every value that no flag sets; `--recipe camera` and `--recipe nocamera` go
+    over it and give the best that is known with and without camera labels.
 
     Examples: `ccreid train -d toy`, `ccreid train -d market1501 -a resnet_ibn50a --iters 400 --use-hard`.
     """
@@ -75,7 +76,7 @@ def train(
 
     if init_from is not None:
         settings["weights"] = _weights_of(init_from, settings.get("logs_dir"))
-    resolved = resolve_config(settings, os.environ, recipe)
+    resolved = resolve_config(settings, os.environ, recipe or ())
     refuse_file(resolved.config.data_dir)
     reporter = make_reporter(progress)
     if dry_run:

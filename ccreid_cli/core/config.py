@@ -110,6 +110,16 @@ class TrainConfig:
     ] = 6
     min_samples: Annotated[int, Setting("Neighbours that make a DBSCAN core point.", LABELS, ge=1)] = 4
 
+    camera_norm: Annotated[
+        bool, Setting("Standardise features within each camera before they are clustered.", LABELS)
+    ] = False
+    drop_single_camera: Annotated[
+        bool,
+        Setting(
+            "Give no label to clusters that only one camera sees, once most clustered images are in others.", LABELS
+        ),
+    ] = False
+
     arch: Annotated[str, Setting("Backbone: {names}.", MODEL, short="-a", names="architecture")] = "resnet50"
     weights: Annotated[
         str, Setting("Starting weights: imagenet, none, or a file.", MODEL, names=("imagenet", "none"), besides="path")
@@ -130,6 +140,15 @@ class TrainConfig:
     use_hard: Annotated[
         bool, Setting("Update a centroid with its least similar image of the batch, not with all.", METHOD)
     ] = False
+    proxy_weight: Annotated[
+        float,
+        Setting(
+            "Weight of the inter-camera proxies (camera-contrast), times the share of images in clusters that several "
+            "cameras see.",
+            METHOD,
+            ge=0,
+        ),
+    ] = 1.0
 
     optimizer: Annotated[
         str, Setting("adam, adamw, or sgd (momentum 0.9).", OPTIMIZER, names=("adam", "adamw", "sgd"))

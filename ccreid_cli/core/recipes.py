@@ -1,8 +1,12 @@
-"""Recipes: named sets of training settings, one TOML file each. To add one, put a file into ``ccreid_cli/recipes``."""
+"""Recipes: named sets of training settings, one TOML file each. To add one, put a file into ``ccreid_cli/recipes``.
+
+A recipe that names a dataset stands by itself; one that names none is laid over another (`recipe_layers`).
+"""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +42,11 @@ class Recipe:
     name: str
     about: RecipeAbout
     values: dict[str, Any]
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it names no dataset, and so fits over the recipe of any."""
+        return "dataset" not in self.values
 
 
 def recipe_names() -> list[str]:
@@ -83,3 +92,34 @@ def parse_recipe(name: str, text: str) -> Recipe:
     validate(values, f"recipe {name}")
     about = check_fields(RecipeAbout, tables.get("about", {"title": name}), f"recipe {name}, [about]")
     return Recipe(name, about, values)
+
+
+def recipe_layers(names: Sequence[str], dataset: str | None) -> list[Recipe]:
+    """Load recipes, the first under the others; where all are layers, the dataset's own recipe goes under them.
+
+    Args:
+        names: Names or files, as for `load_recipe`.
+        dataset: The dataset that was asked for, if any.
+
+    Raises:
+        UsageError: As `load_recipe`; or two of them name a dataset.
+    """
+    layers = [load_recipe(name) for name in names]
+    whole = [recipe for recipe in layers if not recipe.is_layer]
+    if len(whole) > 1:
+        raise UsageError(
+            f"the recipes {whole[0].name} and {whole[1].name} are each for a dataset; only one can be used.",
+            "Add recipes that fit any dataset: camera, nocamera.",
+        )
+    if not whole and dataset in recipe_names():
+        layers.insert(0, load_recipe(dataset))
+    return sorted(layers, key=lambda recipe: recipe.is_layer)
+
+
+def combined(layers: Sequence[Recipe]) -> Recipe | None:
+    """Return what recipes laid over one another are together; published scores hold for one alone."""
+    if len(layers) < 2:
+        return layers[0] if layers else None
+    values = {name: value for recipe in layers for name, value in recipe.values.items()}
+    about = RecipeAbout(", with ".join(recipe.about.title for recipe in layers), layers[0].about.source)
+    return Recipe(" + ".join(recipe.name for recipe in layers), about, values)

@@ -58,6 +58,11 @@ class Split:
         """Number of different known cameras."""
         return len(set(self.cameras) - {UNKNOWN})
 
+    def known_camera_ids(self, unknown: int = -1) -> NDArray[np.int64]:
+        """Return (N,) the cameras' numbers with `unknown` where the camera is not known."""
+        known = np.array([camera != UNKNOWN for camera in self.cameras], dtype=np.bool_)
+        return np.where(known, self.camera_ids, unknown)
+
     def select(self, which: NDArray[Any]) -> Split:
         """Return the images `which` points to.
 
@@ -192,10 +197,7 @@ def compared_cameras(query: Split, gallery: Split) -> tuple[NDArray[np.int64], N
     Returns:
         (Q,) numbers of the query, (G,) of the gallery.
     """
-    known_query, known_gallery = (
-        np.array([camera != UNKNOWN for camera in split.cameras], dtype=np.bool_) for split in (query, gallery)
-    )
-    return np.where(known_query, query.camera_ids, -1), np.where(known_gallery, gallery.camera_ids, -2)
+    return query.known_camera_ids(-1), gallery.known_camera_ids(-2)
 
 
 def queries_without_match(query: Split, gallery: Split) -> NDArray[np.bool_]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ccreid_cli.core.config import TrainConfig
+from ccreid_cli.core.config import TrainConfig, settings
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.words import plural
+from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.method.sampling import batches_are_short
 from ccreid_cli.pseudo_labels.pipeline import PseudoLabels
 from ccreid_cli.pseudo_labels.registry import CLUSTERERS
@@ -23,6 +24,20 @@ def check_clusters(found: PseudoLabels, epoch: int, config: TrainConfig, reporte
         reporter.warning(
             f"{found.num_clusters} clusters do not fill a batch of {config.batch_size} at "
             f"{plural(config.num_instances, 'image')} each: clusters repeat within a batch."
+        )
+
+
+def check_cameras(dataset: ReidDataset, config: TrainConfig, reporter: Reporter) -> None:
+    """Say which settings do nothing because fewer than two cameras are known."""
+    if dataset.train.num_cameras > 1:
+        return
+    used = [settings()[name].option for name in ("camera_norm", "drop_single_camera") if getattr(config, name)]
+    if config.method == "camera-contrast":
+        used.append("--method camera-contrast")
+    if used:
+        what = "are of one camera" if dataset.train.num_cameras else "have no known camera"
+        reporter.warning(
+            f"the training images of {dataset.name} {what}: what uses cameras does nothing ({', '.join(used)})."
         )
 
 

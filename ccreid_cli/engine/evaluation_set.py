@@ -16,6 +16,7 @@ from ccreid_cli.images.opening import ImageSettings, open_paths
 from ccreid_cli.images.source import ImageSet
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.models.reid_net import ReidNet
+from ccreid_cli.pseudo_labels.cameras import normalize_pair_by_camera
 
 
 @dataclass
@@ -71,9 +72,26 @@ class EvaluationSet:
         precision: str,
         *,
         rerank: bool = False,
+        camera_norm: bool = False,
         batch_size: int | None = None,
         check_stop: Callable[[], None] | None = None,
     ) -> Evaluation:
-        """Extract the test set's features and compute mAP, CMC and mINP, the same in every process."""
+        """Extract the test set's features and compute mAP, CMC and mINP, the same in every process.
+
+        Args:
+            model: The network.
+            device: Where it is.
+            precision: ``fp32`` or ``bf16``.
+            rerank: Rank by k-reciprocal re-ranked distances.
+            camera_norm: Standardise the features within each camera first, by the gallery's statistics.
+            batch_size: Images at once; None for what suits the device.
+            check_stop: Called now and then; raises where the run should stop.
+
+        Raises:
+            UsageError: `camera_norm` with fewer than two known cameras.
+        """
         query, gallery = self.features(model, device, precision, batch_size=batch_size, check_stop=check_stop)
+        if camera_norm:
+            cameras = self.dataset.query.known_camera_ids(), self.dataset.gallery.known_camera_ids()
+            query, gallery = normalize_pair_by_camera(query, cameras[0], gallery, cameras[1])
         return evaluate_together(query, gallery, self.dataset, self.group, device=device, rerank=rerank)

@@ -1,12 +1,12 @@
 """Where the settings of a run come from, and the registries that some of them name a row of. Imports no torch.
 
-Precedence, weakest first: defaults < recipe < what a component asked for by flag brings along < environment
-(``CCREID_DATA_DIR``, ``CCREID_LOGS_DIR``) < flags.
+Precedence, weakest first: defaults < recipes, in their order < what a component asked for by flag brings along <
+environment (``CCREID_DATA_DIR``, ``CCREID_LOGS_DIR``) < flags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ class ResolvedConfig:
     Attributes:
         config: The settings.
         sources: Setting name -> "default", "recipe NAME", "default of ROW", "environment VARIABLE" or "flag".
-        recipe: The recipe they started from, if any.
+        recipe: The recipe they started from, if any; several laid over one another are one here.
     """
 
     config: TrainConfig
@@ -47,28 +47,25 @@ class ResolvedConfig:
 
 
 def resolve_config(
-    flags: Mapping[str, Any], environment: Mapping[str, str], recipe_name: str | None = None
+    flags: Mapping[str, Any], environment: Mapping[str, str], recipes: Sequence[str] = ()
 ) -> ResolvedConfig:
-    """Put defaults, recipe, environment and flags together, in this order.
+    """Put defaults, recipes, environment and flags together, in this order.
 
-    Without `recipe_name` the recipe named like the dataset is used, if there is one.
+    Where no recipe is for a dataset, the one named like the dataset goes under the others, if there is one.
 
     Args:
         flags: What the command line sets: setting name -> value.
         environment: Usually ``os.environ``.
-        recipe_name: A shipped recipe's name or a file, or None.
+        recipes: Shipped recipes' names or files, each laid over the one before.
 
     Raises:
-        UsageError: No dataset is named; or as `load_recipe`, `validate` and `check_names`.
+        UsageError: No dataset is named; or as `recipe_layers`, `validate` and `check_names`.
     """
-    from ccreid_cli.core.recipes import load_recipe, recipe_names
+    from ccreid_cli.core.recipes import combined, recipe_layers
 
-    dataset = flags.get("dataset")
-    if recipe_name is None and dataset is None:
+    layers = recipe_layers(recipes, flags.get("dataset"))
+    if "dataset" not in flags and all(recipe.is_layer for recipe in layers):
         raise UsageError("no dataset is named.", "Try `ccreid train -d toy`, or `ccreid data list` for the others.")
-    if recipe_name is None and dataset in recipe_names():
-        recipe_name = dataset
-    recipe = load_recipe(recipe_name) if recipe_name else None
     values: dict[str, Any] = {}
     sources = dict.fromkeys(settings(), "default")
 
@@ -76,7 +73,7 @@ def resolve_config(
         values.update(new)
         sources.update(dict.fromkeys(new, source))
 
-    if recipe:
+    for recipe in layers:
         put(recipe.values, f"recipe {recipe.name}")
     for name in REGISTRIES:
         if name in flags and flags[name] != values.get(name, settings()[name].default):
@@ -88,7 +85,7 @@ def resolve_config(
     put(flags, "flag")
     config = validate(values, "settings")
     check_names(config)
-    return ResolvedConfig(config, sources, recipe)
+    return ResolvedConfig(config, sources, combined(layers))
 
 
 def brought_along(name: str, value: str) -> Mapping[str, Any]:

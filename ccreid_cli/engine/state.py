@@ -89,6 +89,8 @@ def describe_epoch(line: dict[str, Any], epochs: int) -> str:
         plural(line["num_clusters"], "cluster"),
         plural(line["num_outliers"], "outlier"),
     ]
+    if "cross_camera_share" in line:
+        parts.append(f"{100 * line['cross_camera_share']:.0f} % in clusters of several cameras")
     if "ari" in line:
         parts.append(f"ARI {line['ari']:.3f}")
     if "mAP" in line:

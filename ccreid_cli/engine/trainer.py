@@ -87,6 +87,7 @@ class Trainer:
         self.state = TrainState()
         self.optimizer = make_optimizer(model, config.lr, config.weight_decay, config.optimizer)
         self._camera_ids = torch.from_numpy(dataset.train.camera_ids)
+        self._known_camera_ids = dataset.train.known_camera_ids()
         self._learning_rate = learning_rate(config)
         self._stop = SharedStop(stop, group, config.print_freq)
         self._saver = Saver(run, config, dataset, model, method, self.optimizer)
@@ -170,10 +171,17 @@ class Trainer:
                 reporter=self.reporter,
                 check_stop=self._stop.check_alone,
             )
-        found = pseudo_labels(features, ClusterSettings.of(config), group=self.group, reporter=self.reporter)
+        found = pseudo_labels(
+            features,
+            ClusterSettings.of(config),
+            camera_ids=self._known_camera_ids,
+            group=self.group,
+            reporter=self.reporter,
+        )
         check_clusters(found, state.epoch, config, self.reporter)
         state.line["seconds"].update(found.seconds)
         state.line.update(num_clusters=found.num_clusters, num_outliers=found.num_outliers)
+        state.line.update(cross_camera_share=round(found.cross_camera_share or 0.0, 4))
         if self.dataset.has_train_ids:
             # A diagnosis for the log only: nothing below reads identities.
             with side_task("the clusters were not compared with the identities", self.reporter):

@@ -29,6 +29,7 @@ def score_model(
     batch_size: int | None,
     precision: str,
     rerank: bool,
+    camera_norm: bool = False,
     reporter: Reporter,
     on_dataset: Callable[[ReidDataset], None] | None = None,
 ) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def score_model(
         batch_size: Images at once; None for what suits the device.
         precision: ``auto``, ``fp32`` or ``bf16``.
         rerank: Score k-reciprocal re-ranked distances.
+        camera_norm: Standardise features within each camera first, by the gallery's statistics.
         reporter: Where progress goes.
         on_dataset: Called with the dataset once it is read.
 
@@ -54,6 +56,7 @@ def score_model(
 
     Raises:
         DataError: The dataset is missing, broken, or cannot be scored.
+        UsageError: `camera_norm` with fewer than two known cameras.
     """
     dataset = load_dataset(dataset_name, data_dir, reporter, columns=columns)
     if on_dataset:
@@ -65,4 +68,7 @@ def score_model(
     reporter.message(f"input: {prepared.height} x {prepared.width}, {prepared.resize}, {settled}")
     images = image_settings(prepared.height, prepared.width, workers, data_dir, resize=prepared.resize)
     evaluation_set = EvaluationSet(dataset, images, Group(device=loaded.device), reporter)
-    return evaluation_set.score(loaded.model, loaded.device, settled, rerank=rerank, batch_size=batch_size).as_json()
+    evaluation = evaluation_set.score(
+        loaded.model, loaded.device, settled, rerank=rerank, camera_norm=camera_norm, batch_size=batch_size
+    )
+    return evaluation.as_json()

@@ -16,6 +16,15 @@ def _cluster_contrast() -> MethodFactory:
     return ClusterContrast
 
 
+def _camera_contrast() -> MethodFactory:
+    from ccreid_cli.method.camera_contrast import CameraContrast
+
+    return CameraContrast
+
+
 METHODS: dict[str, Component[MethodFactory]] = {
     "cluster-contrast": Component("Cluster Contrast (Dai et al., 2021)", _cluster_contrast),
+    "camera-contrast": Component(
+        "Cluster Contrast with inter-camera proxies (after Cho et al., 2022)", _camera_contrast
+    ),
 }

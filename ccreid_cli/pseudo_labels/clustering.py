@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ class ClusterSettings:
         k1: Nearest neighbours, the image itself included.
         k2: DBSCAN: neighbours that weights are averaged over. Infomap: clusters of at most so many images are dropped.
         min_samples: DBSCAN: images within eps, itself included, that make an image a core of a cluster.
+        camera_norm: Standardise features within each camera first.
+        drop_single_camera: Give no label to clusters that only one camera sees, once most images are in others.
     """
 
     method: str = "dbscan"
@@ -38,11 +40,14 @@ class ClusterSettings:
     k1: int = 30
     k2: int = 6
     min_samples: int = 4
+    camera_norm: bool = False
+    drop_single_camera: bool = False
 
     @classmethod
     def of(cls, config: TrainConfig) -> ClusterSettings:
         """Return those of a training run."""
-        return cls(config.cluster, config.eps, config.k1, config.k2, config.min_samples)
+        shared = {field.name: getattr(config, field.name) for field in fields(cls) if field.name != "method"}
+        return cls(config.cluster, **shared)
 
 
 Clusterer = Callable[[FeatureTable, ClusterSettings, Group, Stopwatch], NDArray[np.int64]]

@@ -13,6 +13,7 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.machine.device import unless_out_of_memory
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.stopwatch import Stopwatch
+from ccreid_cli.pseudo_labels.cameras import cross_camera_share, normalize_by_camera, without_single_camera_clusters
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
 from ccreid_cli.pseudo_labels.registry import load_clusterer
@@ -26,6 +27,8 @@ class PseudoLabels:
         labels: (N,), 0 to num_clusters - 1, or -1 for outliers.
         num_clusters: How many clusters there are.
         num_outliers: How many images are in none.
+        cross_camera_share: Of the images in clusters as the clusterer made them, those in clusters that several cameras
+            see, 0 to 1; None where the cameras were not given.
         seconds: Time per stage, as the clusterer names them: `neighbors`, `jaccard`, `clustering`.
     """
 
@@ -33,12 +36,14 @@ class PseudoLabels:
     num_clusters: int
     num_outliers: int
     seconds: dict[str, float]
+    cross_camera_share: float | None = None
 
 
 def pseudo_labels(
     features: FeatureArray,
     settings: ClusterSettings,
     *,
+    camera_ids: NDArray[np.int64] | None = None,
     group: Group | None = None,
     reporter: Reporter | None = None,
 ) -> PseudoLabels:
@@ -50,6 +55,7 @@ def pseudo_labels(
     Args:
         features: (N, D), any float type, the same in every process; rows that are not of unit length are normalised.
         settings: Clusterer and thresholds.
+        camera_ids: (N,) camera of each image, negative where unknown, for the settings that use them.
         group: The processes that share the work, and the device; None computes alone where the features are.
         reporter: Told when a GPU has too little memory and the CPU computes the same; without one that is an error.
 
@@ -62,24 +68,34 @@ def pseudo_labels(
     """
     group = group or Group(device=features.device if isinstance(features, torch.Tensor) else None)
     if reporter is None or group.world > 1 or group.device.type == "cpu":
-        return _label(features, settings, group)
-    found = unless_out_of_memory(lambda: _label(features, settings, group))
+        return _label(features, settings, camera_ids, group)
+    found = unless_out_of_memory(lambda: _label(features, settings, camera_ids, group))
     if found is not None:
         return found
     reporter.warning(f"the pseudo-labels do not fit into the memory of {group.device}: computing the same on the CPU.")
     torch.cuda.empty_cache()
-    return _label(features, settings, Group())
+    return _label(features, settings, camera_ids, Group())
 
 
-def _label(features: FeatureArray, settings: ClusterSettings, group: Group) -> PseudoLabels:
+def _label(
+    features: FeatureArray, settings: ClusterSettings, camera_ids: NDArray[np.int64] | None, group: Group
+) -> PseudoLabels:
     cluster = load_clusterer(settings.method)
     if len(features) == 0:
         return PseudoLabels(np.empty(0, dtype=np.int64), 0, 0, {})
     watch = Stopwatch(group.device)
     with watch.stage("neighbors"):
-        table = FeatureTable(_unit_rows(features, group.device), group.device)
+        rows = _unit_rows(features, group.device)
+        if settings.camera_norm and camera_ids is not None:
+            rows = normalize_by_camera(rows, camera_ids)
+        table = FeatureTable(rows, group.device)
     labels = cluster(table, settings, group, watch)
-    return PseudoLabels(labels, int(labels.max(initial=-1)) + 1, int((labels == -1).sum()), watch.seconds)
+    share = None
+    if camera_ids is not None:
+        share = cross_camera_share(labels, camera_ids)
+        if settings.drop_single_camera:
+            labels = without_single_camera_clusters(labels, camera_ids)
+    return PseudoLabels(labels, int(labels.max(initial=-1)) + 1, int((labels == -1).sum()), watch.seconds, share)
 
 
 def _unit_rows(features: FeatureArray, device: torch.device) -> torch.Tensor:

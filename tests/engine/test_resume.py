@@ -61,6 +61,7 @@ def test_stopped_after_any_step(step: int, tiny_data: Path, tmp_path: Path, undi
         {"use_hard": True, "cluster": "infomap", "eps": 0.9, "k2": 2},
         {"optimizer": "sgd", "lr": 0.01, "warmup": 2, "milestones": "1"},
         {"optimizer": "adamw", "warmup": 1},
+        {"method": "camera-contrast", "camera_norm": True, "drop_single_camera": True},
     ],
 )
 def test_stopped_with_other_methods(changes: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:

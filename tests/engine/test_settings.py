@@ -51,7 +51,7 @@ PUBLISHED_V1 = {
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED_V1))
 def test_recipes_hold_the_published_settings(name: str) -> None:
-    config = resolve_config({}, {}, name).config
+    config = resolve_config({}, {}, [name]).config
     common = {"batch_size": 256, "epochs": 50, "momentum": 0.1, "num_instances": 16, "pooling_type": "gem"}
     common |= {"lr": 3.5e-4, "weight_decay": 5e-4, "step_size": 20, "temp": 0.05}
     for key, value in {**common, **PUBLISHED_V1[name]}.items():
@@ -76,11 +76,11 @@ def test_environment_may_be_empty() -> None:
 
 
 def test_a_recipe_can_name_the_dataset() -> None:
-    assert resolve_config({}, {}, "msmt17-nov2021").config.dataset == "msmt17"
+    assert resolve_config({}, {}, ["msmt17-nov2021"]).config.dataset == "msmt17"
 
 
 def test_a_flag_wins_over_the_dataset_of_the_recipe() -> None:
-    resolved = resolve_config({"dataset": "personx"}, {}, "market1501")
+    resolved = resolve_config({"dataset": "personx"}, {}, ["market1501"])
     assert (resolved.config.dataset, resolved.config.eps) == ("personx", 0.4)
 
 
@@ -125,7 +125,7 @@ def test_defaults_are_those_of_dbscan() -> None:
 )
 def test_wrong_settings(flags: dict[str, Any], recipe: str | None, words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        resolve_config(flags, {}, recipe)
+        resolve_config(flags, {}, [recipe] if recipe else [])
     assert words in f"{caught.value.message} {caught.value.hint}"
     assert "pydantic" not in caught.value.message
 
@@ -133,6 +133,28 @@ def test_wrong_settings(flags: dict[str, Any], recipe: str | None, words: str) -
 def test_a_recipe_file_is_read_by_its_path(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('[train]\ndataset = "toy"\nepochs = 3\n')
-    resolved = resolve_config({}, {}, str(file))
+    resolved = resolve_config({}, {}, [str(file)])
     assert resolved.config.epochs == 3
     assert resolved.sources["epochs"] == f"recipe {file}"
+
+
+def test_recipes_go_over_one_another_and_over_that_of_the_dataset(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    first.write_text("[train]\nk1 = 20\niters = 7\n")
+    second.write_text("[train]\niters = 9\n")
+    resolved = resolve_config({"dataset": "veri", "epochs": 3}, {}, [str(first), str(second)])
+    values = resolved.config
+    assert (values.height, values.k1, values.iters, values.epochs) == (224, 20, 9, 3)
+    assert resolved.sources["height"] == "recipe veri"
+    assert resolved.sources["k1"] == f"recipe {first}"
+    assert resolved.sources["iters"] == f"recipe {second}"
+    assert resolved.recipe is not None and resolved.recipe.name == f"veri + {first} + {second}"
+    assert not resolved.recipe.about.published
+
+    over_another = resolve_config({"dataset": "veri"}, {}, [str(first), "market1501-nov2021"])
+    assert (over_another.config.height, over_another.config.eps, over_another.config.k1) == (256, 0.6, 20)
+
+
+def test_recipes_of_two_datasets_do_not_mix() -> None:
+    with pytest.raises(UsageError, match="market1501 and veri are each for a dataset"):
+        resolve_config({}, {}, ["market1501", "veri"])

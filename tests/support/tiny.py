@@ -191,7 +191,10 @@ def command(data: Path, logs: Path, **changes: Any) -> list[str]:
 
 
 def options(values: dict[str, Any]) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words = []
+    for name, value in values.items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
 
 
 class Command:
