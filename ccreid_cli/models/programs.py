@@ -40,6 +40,7 @@ class Program:
     Attributes:
         name: What to call it.
         marks: Starts of keys by which its files are told; all must be there, at one place.
+        unlike: Starts of keys that others have besides; none may be there.
         names: Start of a key -> its start in ccreid.
         left_out: Starts of keys, in ccreid's names, of parts that only training needs.
         remark: How its network computes differently, for the user; empty where it does not.
@@ -58,6 +59,7 @@ class Program:
     pooling: str = ""
     relu: bool = False
     resize: str = ""
+    unlike: tuple[str, ...] = ()
 
 
 def _fastreid_head(state: State) -> State:
@@ -70,11 +72,20 @@ def _fastreid_head(state: State) -> State:
     return {**state, "embedding.weight": weight, "embedding.bias": torch.zeros(len(weight), dtype=weight.dtype)}
 
 
+_RESNET = {f"{part}.": f"backbone.{part}." for part in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")}
+
 PROGRAMS: dict[str, Program] = {
     "ccreid": Program(
         "ccreid",
         ("backbone.", "neck.weight"),
         {name: name for name in ("backbone.", "pooling.", "embedding.", "neck.")},
+    ),
+    "pplr": Program(
+        "PPLR",
+        ("base.0.", "bnneck.", "bnneck0."),
+        {**{key: name for key, name in OFFICIAL.items() if key.startswith("base.")}, "bnneck.": "neck."},
+        (*_TRAINING, "bnneck"),
+        pooling="average",
     ),
     "official": Program("the Cluster Contrast code (or SpCL's, MMT's, which it grew from)", ("base.0.",), OFFICIAL),
     "fast-reid": Program(
@@ -109,6 +120,28 @@ PROGRAMS: dict[str, Program] = {
         relu=True,
         resize="linear",
     ),
+    "torchreid-resnet": Program(
+        "torchreid's ResNet with a head (resnet50_fc512)",
+        ("layer4.", "fc.0.weight", "fc.0.bias", "fc.1.running_mean"),
+        {**_RESNET, "fc.0.": "embedding.", "fc.1.": "neck."},
+        pooling="average",
+        relu=True,
+        resize="linear",
+        unlike=("fc.2.", "fc.3."),
+    ),
+    "layumi": Program(
+        "layumi's Person_reID_baseline_pytorch",
+        ("model.layer4.", "classifier.add_block.0.weight", "classifier.add_block.1.running_mean"),
+        {
+            **{f"model.{key}": name for key, name in _RESNET.items()},
+            "classifier.add_block.0.": "embedding.",
+            "classifier.add_block.1.": "neck.",
+        },
+        (*_TRAINING, "model.fc."),
+        "layumi's networks have a last stride of 2 unless trained with `--stride 1`; ccreid's have 1: features then "
+        "differ from that program's.",
+        pooling="average",
+    ),
 }
 """Programs whose whole networks are read, in the order in which they are tried."""
 
@@ -119,7 +152,7 @@ BACKBONE_PROGRAMS: dict[str, tuple[str, ...]] = {
     "BYOL": ("online_encoder.",),
     "SimSiam": ("encoder.", "predictor."),
     "SwAV": ("prototypes.",),
-    "DINO": ("backbone.", "head.last_layer."),
+    "DINO (or CION's, which grew from it)": ("backbone.", "head.last_layer."),
     "Barlow Twins": ("backbone.", "projector."),
     "fast-reid": ("backbone.", "heads."),
     "OpenMMLab": ("backbone.", "head."),
@@ -179,7 +212,7 @@ def recognise(state: Mapping[str, Tensor], meta: Mapping[str, Any], source: str)
     plain, averaged = _unwrapped(state)
     for kind, program in PROGRAMS.items():
         roots = _roots(plain, program.marks)
-        if roots:
+        if roots and not any(_has(plain, (mark,)) for mark in program.unlike):
             found = _read(kind, program, plain, _one_of(roots, source), source)
             if found is not None:
                 return found

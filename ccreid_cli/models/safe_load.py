@@ -1,8 +1,8 @@
 """Reading weight files that somebody else made: nothing in them is ever executed.
 
 Everything goes through PyTorch's restricted unpickler (``weights_only=True``) or safetensors, without a fallback. Ours
-are the two stand-ins that official checkpoints need, and errors that say what a file is: PyTorch's advise to switch its
-safety off.
+are stand-ins for what checkpoints hold beside tensors, and errors that say what a file is: PyTorch's advise to switch
+its safety off.
 """
 
 from __future__ import annotations
@@ -52,11 +52,16 @@ def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> float | int | bool:
     return value
 
 
+class _Arguments:
+    """Stands in for `argparse.Namespace`: the options that DINO, MAE, MoCo v3 and others keep beside the weights."""
+
+
 # Official checkpoints hold one NumPy scalar (best_mAP). NumPy itself is never called with what the file says.
 _ALLOWED: list[Any] = [
     (_numpy_scalar, "numpy.core.multiarray.scalar"),
     (_numpy_scalar, "numpy._core.multiarray.scalar"),
     (_NumpyDtype, "numpy.dtype"),
+    (_Arguments, "argparse.Namespace"),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -51,13 +52,12 @@ def backbone(net: ReidNet) -> State:
 
 
 BACKBONES_OF: dict[str, tuple[str, Callable[[State], Any]]] = {
-    "layumi": (
+    "layumi without batch norm": (
         "layumi",
         lambda b: {
-            **_at("model.", {**b, **_linear("fc", 1000)}),
+            **_at("model.", b),
             **_linear("classifier.add_block.0", 512),
-            **_neck("classifier.add_block.1"),
-            **_linear("classifier.classifier.0", 751),
+            **_linear("classifier.classifier.0", 9),
         },
     ),
     "layumi PCB": (
@@ -114,6 +114,31 @@ BACKBONES_OF: dict[str, tuple[str, Callable[[State], Any]]] = {
             "student": _at("module.backbone.", b),
             "teacher": {**_at("backbone.", b), **_linear("head.mlp.0", 9), "head.last_layer.weight_v": torch.ones(4)},
             "epoch": 3,
+        },
+    ),
+    "CION": (
+        "CION",
+        lambda b: {
+            "student": _at("module.", {**_at("backbone.", b), **_linear("head.mlp.0", 9)}),
+            "teacher": _at(
+                "module.",
+                {**_at("backbone.", b), **_linear("head.mlp.0", 9), "head.last_layer.weight_g": torch.ones(9, 1)},
+            ),
+            "epoch": 100,
+            "args": Namespace(arch="resnet50_ibn", global_crops_scale=(0.8, 1.0)),
+            "Loss": {"center": torch.zeros(1, 9)},
+        },
+    ),
+    "SimSiam": (
+        "SimSiam",
+        lambda b: {
+            "state_dict": _at(
+                "module.",
+                {
+                    **_at("encoder.", {**b, **_linear("fc.0", 512), **_neck("fc.1"), **_linear("fc.3", 512)}),
+                    **_linear("predictor.0", 9),
+                },
+            )
         },
     ),
     "OpenMMLab": ("OpenMMLab", lambda b: {"meta": {}, "state_dict": {**_at("backbone.", b), **_linear("head.fc", 9)}}),
@@ -197,6 +222,47 @@ NETWORKS: dict[str, tuple[ModelSpec, list[str], Callable[[ReidNet], Any]]] = {
             ),
             "epoch": 50,
             "best_mAP": 0.7,
+        },
+    ),
+    "PPLR": (
+        ModelSpec("resnet18", "avg"),
+        ["PPLR", "bnneck0.weight [512]", "classifier.weight [751, 512]"],
+        lambda net: {
+            "state_dict": {
+                **{k: v for k, v in to_official(net.state_dict()).items() if k.startswith("base.")},
+                **_neck("bnneck"),
+                "classifier.weight": torch.ones(751, 512),
+                **{key: value for part in range(3) for key, value in _neck(f"bnneck{part}").items()},
+                **{f"classifier{part}.weight": torch.ones(751, 512) for part in range(3)},
+            },
+            "epoch": 50,
+        },
+    ),
+    "torchreid's ResNet with a head": (
+        ModelSpec("resnet18", "avg", 32, relu=True),
+        ["torchreid", "classifier.weight [751, 32]"],
+        lambda net: {
+            "state_dict": _at(
+                "module.",
+                {
+                    **dict(net.backbone.state_dict()),
+                    **_linear("fc.0", 32),
+                    **_neck("fc.1", 32),
+                    **_linear("classifier", 751, 32),
+                },
+            ),
+            "epoch": 60,
+            "rank1": 0.9,
+        },
+    ),
+    "layumi": (
+        ModelSpec("resnet18", "avg", 32),
+        ["layumi", "classifier.classifier.0.weight [751, 32]", "model.fc.bias [1000]", "stride of 2"],
+        lambda net: {
+            **_at("model.", {**dict(net.backbone.state_dict()), **_linear("fc", 1000)}),
+            **_linear("classifier.add_block.0", 32),
+            **_neck("classifier.add_block.1", 32),
+            **_linear("classifier.classifier.0", 751, 32),
         },
     ),
     "official with a leftover classifier": (
