@@ -22,6 +22,7 @@ from ccreid_cli.cli import (
     export,
     extract,
     features,
+    identify,
     json_lines,
     output,
     report,
@@ -36,7 +37,10 @@ from ccreid_cli.cli.options import bind_all
 from ccreid_cli.cli.steady_stream import steady_stderr
 from ccreid_cli.core.version import __version__
 
-COMMANDS = (train, evaluate, report, extract, export, data, weights, features, runs, bench, system, completion_scripts)
+COMMANDS = (
+    *(train, evaluate, identify, report, extract, export),
+    *(data, weights, features, runs, bench, system, completion_scripts),
+)
 """Modules that add commands, in the order in which `--help` shows them."""
 
 START = """Three commands to start with:

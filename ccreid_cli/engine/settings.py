@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ccreid_cli.core.components import Component, find_row, require
-from ccreid_cli.core.config import TrainConfig, settings, validate
+from ccreid_cli.core.config import LABELS, TrainConfig, settings, validate
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.method.registry import METHODS
@@ -86,6 +86,25 @@ def resolve_config(
     config = validate(values, "settings")
     check_names(config)
     return ResolvedConfig(config, sources, combined(layers))
+
+
+def label_settings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> TrainConfig:
+    """Return settings for pseudo-labels outside a training: those given, else those of a run, else the defaults.
+
+    Args:
+        recorded: The settings of a run, or none.
+        given: What the command line sets.
+
+    Raises:
+        UsageError: A value is not known or out of range.
+    """
+    names = [name for name, field in settings().items() if field.setting.panel == LABELS]
+    own = {name: recorded[name] for name in names if name in recorded}
+    clusterer = given.get("cluster", own.get("cluster"))
+    along = brought_along("cluster", clusterer) if clusterer != own.get("cluster") else {}
+    config = validate({**own, **along, **given}, "settings")
+    check_names(config)
+    return config
 
 
 def brought_along(name: str, value: str) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.data.catalog import CATALOG
-from ccreid_cli.data.image_files import endings_text, find_images
+from ccreid_cli.data.image_files import endings_text, find_images, is_image
 from ccreid_cli.data.own_folders import tell_of_left_out
 from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.records import SPLITS
@@ -75,6 +76,25 @@ def list_source(
     folder = Path(source).expanduser()
     if source not in CATALOG and split is None and not columns and folder.is_dir():
         return list_folder(folder, reporter)
+    return list_labelled(source, data_dir, reporter, split=split, columns=columns)
+
+
+def list_labelled(
+    source: str, data_dir: Path, reporter: Reporter, *, split: str | None = None, columns: str | None = None
+) -> ImageList:
+    """List the images of a dataset, folder or manifest with their identities, as ``-d`` reads it.
+
+    Args:
+        source: A dataset of the catalogue, a folder, or a manifest of own images.
+        data_dir: The data directory.
+        reporter: Told what was taken for what.
+        split: As for `list_source`; None for all.
+        columns: As ``--columns``.
+
+    Raises:
+        UsageError: There is no such dataset.
+        DataError: There is nothing there.
+    """
     dataset = load_dataset(source, data_dir, reporter, columns=columns, keep_unknown=True)
     chosen = [split] if split else [name for name in SPLITS if len(dataset.splits[name])]
     parts = [dataset.splits[name] for name in chosen]
@@ -87,6 +107,32 @@ def list_source(
         tuple(chain.from_iterable(part.cameras for part in parts)),
         np.repeat(chosen, [len(part) for part in parts]) if split is None else None,
     )
+
+
+def list_sources(
+    sources: Sequence[str], split: str | None, data_dir: Path, reporter: Reporter, *, columns: str | None = None
+) -> ImageList:
+    """List what a command line names: image files, or one folder, dataset or manifest.
+
+    Args:
+        sources: Image files, any number of them, or one source of another kind.
+        split: As for `list_source`, likewise the other arguments.
+        data_dir: The data directory.
+        reporter: Told what was taken for what.
+        columns: As ``--columns``.
+
+    Raises:
+        UsageError: Sources of several kinds are named, or there is no such split or dataset.
+        DataError: There is nothing there.
+    """
+    if len(sources) == 1 and not (is_image(sources[0]) and Path(sources[0]).is_file()):
+        return list_source(sources[0], split, data_dir, reporter, columns=columns)
+    for source in sources:
+        if not is_image(Path(source).name):
+            raise UsageError(f"{source} is no image file.", f"Name one folder or dataset, or images. {endings_text()}")
+        if not Path(source).is_file():
+            raise DataError(f"{source} does not exist.")
+    return ImageList(Path(), tuple(dict.fromkeys(sources)))
 
 
 def list_folder(folder: Path, reporter: Reporter) -> ImageList:

@@ -140,8 +140,8 @@ def test_shown_calls_run(call: str, cli: Cli, folder: Path, monkeypatch: pytest.
     words = call.replace("NAME", "market1501").split()
     if words[0] == "train":
         words.append("--dry-run")
-    elif words[0] in {"eval", "extract", "search"}:
-        words += ["--device", "cpu"] + ["--force"] * (words[0] == "extract")
+    elif words[0] in {"eval", "extract", "search", "identify"}:
+        words += ["--device", "cpu"] + ["--force"] * (words[0] in {"extract", "identify"})
     result = cli(*words)
     assert result.code in {0, 3}, result.err
 

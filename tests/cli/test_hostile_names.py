@@ -90,6 +90,7 @@ def test_a_training_run(style: str, cli: Cli, place: Path) -> None:
         ["cluster", NAME],
         ["score", "-q", NAME, "-g", NAME],
         ["extract", "PLACE/set", "-o", f"{NAME}.npz", "--resume", "LOGS/RUN"],
+        ["identify", "PLACE/set", "-o", f"{NAME}.csv", "--resume", "LOGS/RUN"],
         ["export", "LOGS/RUN", "-f", NAME],
         ["weights", "convert", "LOGS/RUN", "--to", NAME],
         ["report", "LOGS/RUN", "--no-images"],
@@ -151,6 +152,7 @@ def test_images_whose_names_are_no_text(cli: Cli, trained: Trained, tmp_path: Pa
         ("extract", root, "--resume", run, "-o", "f.npz"),
         ("extract", root, "--resume", run, "-o", "f.npy"),
         ("search", next((root / "query").iterdir()), "-g", root, "--resume", run),
+        ("identify", root, "--resume", run, "-o", "i.json"),
         ("eval", "-d", root, "--resume", run),
     ):
         result = cli(*words)

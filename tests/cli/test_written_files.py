@@ -16,6 +16,7 @@ WRITING = [
     (["extract", "DATASET", "--resume", "RUN", "-o", "f.npz"], "f.npz"),
     (["extract", "DATASET", "--resume", "RUN", "-o", "f.npy"], "f.txt"),
     (["search", "QUERY", "-g", "DATASET", "--resume", "RUN", "--sheet", "s.png"], "s.png"),
+    (["identify", "DATASET", "--resume", "RUN", "-o", "i.csv"], "i.csv"),
     (["cluster", "features.npz", "--k1", "4", "-o", "l.npz"], "l.npz"),
     (["report", "RUN", "-o", "r.html", "--no-images"], "r.html"),
     (["export", "RUN", "-f", "safetensors", "-o", "m.safetensors"], "m.safetensors"),
