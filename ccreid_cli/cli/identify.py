@@ -151,7 +151,8 @@ def identify(
         images = source.images
     else:
         source = images = list_sources(sources, split, places, reporter, columns=columns)
-    check_paths(images.names)
+    if out.suffix.lower() == ".csv" if out else not (as_json or folders):
+        check_paths(images.names)
     known_images = _known(known, places, reporter)
     kept = KeptChunks(_place_of_chunks(out, folders))
     embedder = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -136,12 +136,16 @@ def identify(
         The names of all images of `gathered`.
     """
     features = gathered.content.features
+    camera_ids = number_names(cameras_of(gathered.content.images))[0]
+    settings = replace(settings, drop_single_camera=False)  # what is doubtful to learn from is still somebody
 
     def cluster(rows: Ints) -> Ints:
         if not len(rows):
             return np.empty(0, dtype=np.int64)
         chosen = features if len(rows) == len(features) else features[rows]
-        return pseudo_labels(chosen, settings, group=Group(device=device), reporter=reporter).labels
+        cameras = camera_ids[rows] if (camera_ids >= 0).any() else None
+        group = Group(device=device)
+        return pseudo_labels(chosen, settings, camera_ids=cameras, group=group, reporter=reporter).labels
 
     if known is None:
         return name_by_clusters(features, cluster)
@@ -161,7 +165,7 @@ def rows_of(gathered: Gathered, found: Identities, split: str | None, folder: Pa
         folder: Of the table: paths are relative to it.
     """
     images = gathered.content.images
-    cameras = images.cams or tuple([camera_of(Path(name).name) for name in images.names])
+    cameras = cameras_of(images)
     splits = images.splits.tolist() if images.splits is not None else [split or "train"] * len(images)
     confidence = [None if np.isnan(value) else float(value) for value in found.confidence]
     return [
@@ -176,6 +180,11 @@ def rows_of(gathered: Gathered, found: Identities, split: str | None, folder: Pa
         for row, file in enumerate(images.paths)
         if gathered.asked[row]
     ]
+
+
+def cameras_of(images: ImageList) -> tuple[str, ...]:
+    """Return the camera of each image, by its file name where nothing else says it; `UNKNOWN` for none."""
+    return images.cams or tuple([camera_of(Path(name).name) for name in images.names])
 
 
 def quality_of(gathered: Gathered, found: Identities, reporter: Reporter) -> dict[str, float]:

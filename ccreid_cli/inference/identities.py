@@ -180,7 +180,7 @@ def centroids(features: Floats, labels: Ints) -> Floats:
     members = sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), (labels[rows], rows)), shape=shape)
     sums = np.asarray(members @ features, dtype=np.float32)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    unit: Floats = sums / np.where(lengths > 0, lengths, np.float32(1))
+    unit: Floats = (sums / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return unit
 
 
