@@ -181,7 +181,8 @@ class Trainer:
         check_clusters(found, state.epoch, config, self.reporter)
         state.line["seconds"].update(found.seconds)
         state.line.update(num_clusters=found.num_clusters, num_outliers=found.num_outliers)
-        state.line.update(cross_camera_share=round(found.cross_camera_share or 0.0, 4))
+        if found.cross_camera_share is not None:
+            state.line["cross_camera_share"] = round(found.cross_camera_share, 4)
         if self.dataset.has_train_ids:
             # A diagnosis for the log only: nothing below reads identities.
             with side_task("the clusters were not compared with the identities", self.reporter):

@@ -13,7 +13,12 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.machine.device import unless_out_of_memory
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.stopwatch import Stopwatch
-from ccreid_cli.pseudo_labels.cameras import cross_camera_share, normalize_by_camera, without_single_camera_clusters
+from ccreid_cli.pseudo_labels.cameras import (
+    cross_camera_share,
+    normalize_by_camera,
+    num_known,
+    without_single_camera_clusters,
+)
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
 from ccreid_cli.pseudo_labels.registry import load_clusterer
@@ -28,7 +33,7 @@ class PseudoLabels:
         num_clusters: How many clusters there are.
         num_outliers: How many images are in none.
         cross_camera_share: Of the images in clusters as the clusterer made them, those in clusters that several cameras
-            see, 0 to 1; None where the cameras were not given.
+            see, 0 to 1; None where fewer than two cameras are known.
         seconds: Time per stage, as the clusterer names them: `neighbors`, `jaccard`, `clustering`.
     """
 
@@ -91,7 +96,7 @@ def _label(
         table = FeatureTable(rows, group.device)
     labels = cluster(table, settings, group, watch)
     share = None
-    if camera_ids is not None:
+    if camera_ids is not None and num_known(camera_ids) > 1:
         share = cross_camera_share(labels, camera_ids)
         if settings.drop_single_camera:
             labels = without_single_camera_clusters(labels, camera_ids)

@@ -35,8 +35,8 @@ _STAGE_COLOURS = dict(zip(STAGE_NAMES, ("c1", "c4", "c3", "c6", "c2", "c5", "c7"
 
 
 def training_charts(training: Training) -> list[Chart]:
-    """Draw loss, clusters, outliers, label quality, scores and time; what no epoch has is left out."""
-    makers = (_loss_chart, _cluster_chart, _outlier_chart, _quality_chart, _score_chart, _time_chart)
+    """Draw loss, clusters, outliers, cameras, label quality, scores and time; what no epoch has is left out."""
+    makers = (_loss_chart, _cluster_chart, _outlier_chart, _camera_chart, _quality_chart, _score_chart, _time_chart)
     return [chart for make in makers if (chart := make(training)) is not None]
 
 
@@ -89,6 +89,17 @@ def _outlier_chart(training: Training) -> Chart | None:
     svg = line_chart(epoch_numbers(training.metrics), lines, x_label="epoch", from_zero=True, percent=share is not None)
     note = "Training images in no cluster: left out of the epoch's batches."
     return Chart("Outliers", svg, count(_last_of(series(training.metrics, "num_outliers"))), note)
+
+
+def _camera_chart(training: Training) -> Chart | None:
+    lines = _lines(training, [("cross_camera_share", "images", "c1", "solid")], 100.0)
+    if not lines:
+        return None
+    svg = line_chart(epoch_numbers(training.metrics), lines, x_label="epoch", from_zero=True, percent=True)
+    note = (
+        "Share of the clustered images that are in clusters seen by several cameras; what cameras teach grows with it."
+    )
+    return Chart("Across cameras", svg, f"{decimal(_last_of(lines[0].values))} %", note)
 
 
 def _quality_chart(training: Training) -> Chart | None:

@@ -56,7 +56,9 @@ def clusters(sources: Sources) -> Clusters | None:
         description="extract training set",
         reporter=reporter,
     )
-    found = pseudo_labels(features, ClusterSettings.of(config), group=group, reporter=reporter)
+    cameras = dataset.train.known_camera_ids()
+    settings = ClusterSettings.of(config)
+    found = pseudo_labels(features, settings, camera_ids=cameras, group=group, reporter=reporter)
     return Clusters(
         checkpoint=sources.checkpoint,
         num_images=len(found.labels),

@@ -79,4 +79,4 @@ def test_fits_a_phone_and_shows_every_image(content: ReportContent, text: str, t
     assert found["wide"] == []
     assert found["images"] == 28
     assert found["broken"] == 0
-    assert found["charts"] == 9
+    assert found["charts"] == 10
