@@ -16,12 +16,13 @@ from ccreid_cli.bench.synthetic import made_images
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.engine.adopting import spec_of
 from ccreid_cli.images.opening import keep_on_device
 from ccreid_cli.images.store import ImageStore
 from ccreid_cli.inference.feature_file import normalize_rows, read_features
 from ccreid_cli.machine.device import resolve_device
 from ccreid_cli.models.placing import place, probe_precision
-from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
+from ccreid_cli.models.reid_net import ReidNet, build_model
 
 BASELINE_NETWORK = "fp32 channels first, network alone"
 """What `Bench.baseline_model` is."""
@@ -136,9 +137,10 @@ class Bench:
         """The network with random weights, on the device."""
         if self._model is None:
             config = self.settings.config
-            spec = ModelSpec(config.arch, config.pooling_type, config.features, config.dropout, config.neck_relu)
             torch.manual_seed(config.seed)
-            self._model = place(build_model(spec, weights="none", samples_per_bn=config.samples_per_bn), self.device)
+            self._model = place(
+                build_model(spec_of(config), weights="none", samples_per_bn=config.samples_per_bn), self.device
+            )
         return self._model
 
     @property

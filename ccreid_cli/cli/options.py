@@ -225,6 +225,7 @@ def setting_help(field: SettingField) -> str:
 
 def _name_of(name: str, row: object) -> str:
     needs = row.needs if isinstance(row, Component) else None
+    name += "NAME" if isinstance(row, Component) and row.member else ""
     return f"{name} (pip install 'ccreid[{needs[1]}]')" if needs else name
 
 

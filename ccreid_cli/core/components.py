@@ -26,15 +26,33 @@ class Component(Generic[T]):
         load: Imports and returns the implementation: called when it is used, never to list names.
         defaults: Settings that it brings along when the command line asks for it by name: setting name -> value.
         needs: Import name and extra of the optional package it needs, if any: see `require`.
+        member: For a row whose name ends in a colon: makes the row of a longer name, as in ``timm:NAME``.
     """
 
     help: str
     load: Callable[[], T]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, str] | None = None
+    member: Callable[[str], Any] | None = None
 
 
 R = TypeVar("R")
+
+
+def look_up(registry: Mapping[str, R], name: str) -> R | None:
+    """Return the row called `name`, or None; see `Component.member` for names with a colon.
+
+    Raises:
+        UsageError: A name with a colon lacks what follows it, or there is no such member.
+    """
+    prefix, colon, rest = name.partition(":")
+    family = registry.get(prefix + colon) if colon else None
+    if not isinstance(family, Component) or family.member is None:
+        return registry.get(name)
+    if not rest:
+        raise UsageError(f'"{name}" needs a name after the colon.', f"That is {family.help}.")
+    row: R = family.member(rest)
+    return row
 
 
 def find_row(registry: Mapping[str, R], kind: str, name: str) -> R:
@@ -48,10 +66,11 @@ def find_row(registry: Mapping[str, R], kind: str, name: str) -> R:
     Raises:
         UsageError: There is no such row.
     """
-    if name not in registry:
+    row = look_up(registry, name)
+    if row is None:
         known = f"Known: {', '.join(registry)}."
         raise UsageError(f'there is no {kind} "{name}".', f"{did_you_mean(name, registry) or ''} {known}".strip())
-    return registry[name]
+    return row
 
 
 def require(module: str, extra: str | None = None, package: str | None = None) -> Any:

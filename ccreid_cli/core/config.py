@@ -128,6 +128,21 @@ class TrainConfig:
     features: Annotated[int, Setting("Size of a linear embedding after the pooling; 0 for none.", MODEL, ge=0)] = 0
     neck_relu: Annotated[bool, Setting("ReLU after the neck, as torchreid's networks have it.", MODEL)] = False
     dropout: Annotated[float, Setting("Dropout of the feature while training, 0 to 1.", MODEL, ge=0, lt=1)] = 0.0
+    with_pooled: Annotated[
+        bool, Setting("Keep the pooled feature beside the embedding of --features, as PCL-CLIP does.", MODEL)
+    ] = False
+    drop_path: Annotated[
+        float, Setting("Largest rate of stochastic depth of a network of timm, 0 to 1.", MODEL, ge=0, lt=1)
+    ] = 0.0
+    freeze_patch_embed: Annotated[bool, Setting("Leave the layer that makes patches into tokens as it is.", MODEL)] = (
+        False
+    )
+    grad_checkpointing: Annotated[
+        bool,
+        Setting(
+            "Compute activations twice instead of keeping them: less memory, the same result.", MODEL, may_change=True
+        ),
+    ] = False
     samples_per_bn: Annotated[
         int, Setting("Images that share batch-norm statistics, whatever the number of GPUs.", MODEL, ge=2)
     ] = 64
@@ -164,7 +179,7 @@ class TrainConfig:
             "Epochs after which the learning rate falls to a tenth, in place of --step-size. "
             "Example: --milestones 20,40",
             OPTIMIZER,
-            default="",
+            default="none",
         ),
     ] = ""
     warmup: Annotated[

@@ -9,19 +9,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ccreid_cli.core.components import find_row
 from ccreid_cli.core.config import TrainConfig, settings
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.engine.settings import ResolvedConfig, brought_along
+from ccreid_cli.models.registry import BACKBONES
 from ccreid_cli.models.spec import ModelSpec
 
 _SOURCE = "weights file"
 # The fields of a network's description -> the settings of the same meaning.
-_NAMES = {"arch": "arch", "pooling_type": "pooling_type", "num_features": "features", "relu": "neck_relu"}
+_NAMES = {
+    "arch": "arch",
+    "pooling_type": "pooling_type",
+    "num_features": "features",
+    "relu": "neck_relu",
+    "with_pooled": "with_pooled",
+}
 
 
 def spec_of(config: TrainConfig) -> ModelSpec:
     """Return the network that settings describe."""
-    return ModelSpec(config.arch, config.pooling_type, config.features, config.dropout, config.neck_relu)
+    is_sized = find_row(BACKBONES, "architecture", config.arch).sized
+    return ModelSpec(
+        config.arch,
+        config.pooling_type,
+        config.features,
+        config.dropout,
+        config.neck_relu,
+        config.with_pooled,
+        config.drop_path,
+        *((config.height, config.width) if is_sized else (0, 0)),
+    )
 
 
 def adopt_weights_file(resolved: ResolvedConfig, reporter: Reporter) -> ResolvedConfig:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ccreid_cli.core.components import Component, find_row, require
+from ccreid_cli.core.components import Component, find_row, look_up, require
 from ccreid_cli.core.config import LABELS, TrainConfig, settings, validate
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.data.catalog import CATALOG
@@ -109,7 +109,7 @@ def label_settings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Tra
 
 def brought_along(name: str, value: str) -> Mapping[str, Any]:
     """Return the settings that a component brings along: those of the row `value` in the registry of setting `name`."""
-    row = REGISTRIES[name].get(value)
+    row = look_up(REGISTRIES[name], value)
     return row.defaults if isinstance(row, Component) else {}
 
 
@@ -132,6 +132,6 @@ def check_packages(config: TrainConfig) -> None:
         UsageError: One is not.
     """
     for name, registry in REGISTRIES.items():
-        row = registry.get(getattr(config, name))
+        row = look_up(registry, getattr(config, name))
         if isinstance(row, Component) and row.needs:
             require(*row.needs)

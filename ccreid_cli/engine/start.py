@@ -42,7 +42,7 @@ from ccreid_cli.machine.distributed import Group, process_group
 from ccreid_cli.machine.ranks import launched_world
 from ccreid_cli.machine.signals import stop_on_signals
 from ccreid_cli.method.registry import METHODS
-from ccreid_cli.models.placing import place, probe_precision
+from ccreid_cli.models.placing import place, prepare_training, probe_precision
 from ccreid_cli.models.reid_net import ReidNet, build_model
 
 DatasetHook = Callable[[ReidDataset], None]
@@ -162,7 +162,7 @@ def resume(
         if content is not None:
             _check_same_images(content, dataset)
         model = _build(config, session) if content is None else ReidNet(spec_of(config), config.samples_per_bn)
-        place(model, session.choice.device)
+        place(_trainable(model, config), session.choice.device)
         if content is None:
             config = _settle(config, model, session)
         session.group.on_main(lambda: run.write_config(config))
@@ -250,7 +250,12 @@ def _build(config: TrainConfig, session: _Session) -> ReidNet:
             reporter=session.reporter,
         )
 
-    return place(session.group.on_main(build), session.choice.device)
+    return place(_trainable(session.group.on_main(build), config), session.choice.device)
+
+
+def _trainable(model: ReidNet, config: TrainConfig) -> ReidNet:
+    prepare_training(model, freeze_patch_embed=config.freeze_patch_embed, grad_checkpointing=config.grad_checkpointing)
+    return model
 
 
 def _settle(config: TrainConfig, model: ReidNet, session: _Session) -> TrainConfig:

@@ -269,6 +269,12 @@ def _parallel(model: nn.Module) -> DistributedDataParallel:
 
 def draws_random_numbers(model: nn.Module) -> bool:
     """Tell whether the network has layers that are random in training."""
-    kinds = (nn.Dropout, nn.Dropout2d, StochasticDepth)
-    drawn = [module.p for module in model.modules() if isinstance(module, kinds)]
-    return any(drawn) or (isinstance(model, ReidNet) and model.spec.dropout > 0)
+    return any(map(_random_share, model.modules())) or (isinstance(model, ReidNet) and model.spec.dropout > 0)
+
+
+def _random_share(module: nn.Module) -> float:
+    """Return how likely a layer drops something; a layer named so that does not say how likely is taken to."""
+    if "drop" not in type(module).__name__.lower() and not isinstance(module, StochasticDepth):
+        return 0.0
+    known = (getattr(module, name, None) for name in ("p", "drop_prob", "prob", "drop"))
+    return next((float(value) for value in known if isinstance(value, int | float)), 1.0)

@@ -19,6 +19,7 @@ from ccreid_cli.images.decoding import BICUBIC, RESIZES, resize_rule
 from ccreid_cli.machine.device import derived_seed, resolve_device, resolve_precision
 from ccreid_cli.models.placing import place
 from ccreid_cli.models.programs import PROGRAMS, Program
+from ccreid_cli.models.registry import usual_pooling
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
 from ccreid_cli.models.weight_files import WeightFile, load_reid_weights, read_weights, resolve_spec
 
@@ -137,7 +138,10 @@ def load_network(
         reporter.message(f"device: {choice.device} ({choice.reason})")
     if request.resume is None:
         spec = ModelSpec(
-            request.arch or "resnet50", request.pooling_type or "gem", request.features or 0, request.dropout or 0.0
+            request.arch or "resnet50",
+            request.pooling_type or usual_pooling(request.arch or "resnet50"),
+            request.features or 0,
+            request.dropout or 0.0,
         )
         asked = {"arch": request.arch, "pooling_type": request.pooling_type, "num_features": request.features}
         typed = [name for name, value in asked.items() if value is not None]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,21 @@ from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ccreid_cli.core.components import find_row
+from ccreid_cli.core.errors import UsageError
 from ccreid_cli.models.batch_norm import dense_format
 from ccreid_cli.models.registry import BACKBONES
+
+
+class Tokens(NamedTuple):
+    """What a transformer with a class token makes of images.
+
+    Attributes:
+        class_token: (B, C).
+        maps: (B, C, N, 1), the tokens of the patches as feature maps.
+    """
+
+    class_token: Tensor
+    maps: Tensor
 
 
 class Backbone(nn.Module, ABC):
@@ -21,15 +35,42 @@ class Backbone(nn.Module, ABC):
 
     Args:
         num_channels: Channels of the feature maps that `forward` returns.
+
+    Attributes:
+        has_class_token: Whether `forward` returns `Tokens`.
+        fusible: Whether `models.fused` may take its layers apart.
     """
+
+    fusible = True
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.num_channels = num_channels
+        self.has_class_token = False
 
     @abstractmethod
-    def forward(self, images: Tensor) -> Tensor:
-        """Turn (B, 3, H, W) normalised images into (B, num_channels, H / stride, W / stride) feature maps."""
+    def forward(self, images: Tensor) -> Tensor | Tokens:
+        """Turn (B, 3, H, W) normalised images into (B, num_channels, H / stride, W / stride) maps, or into tokens."""
+
+    def fitted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a file in the shapes that they have here, where that can be done."""
+        return dict(state)
+
+    def resized(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return this network's own tensors of another input size in the shapes that they have here."""
+        return dict(state)
+
+    def size_of(self, state: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Return the input height and width that the tensors of a file were made for; zeros where they do not tell."""
+        return 0, 0
+
+    def patch_embedding(self) -> nn.Module | None:
+        """Return the layer that makes patches into tokens; None where there is none."""
+        return None
+
+    def checkpoint_gradients(self) -> bool:
+        """Compute activations a second time in the backward pass instead of keeping them; False where it cannot."""
+        return False
 
 
 class ResNetBackbone(Backbone):
@@ -115,27 +156,43 @@ def torchvision_features(name: str, num_channels: int) -> FeaturesBackbone:
     return FeaturesBackbone(get_model(name, num_classes=1).features, num_channels)
 
 
-def build_backbone(arch: str, *, initialize: bool = True) -> Backbone:
+def build_backbone(
+    arch: str, *, initialize: bool = True, height: int = 0, width: int = 0, drop_path: float = 0.0
+) -> Backbone:
     """Build a backbone by name.
 
     Args:
         arch: A name of `BACKBONES`.
         initialize: Draw starting weights from torch's global generator. False leaves every tensor unset, which is
             much faster and for callers that load all of them next.
+        height: Input height that position embeddings are made for; 0 for the network's own.
+        width: Input width, likewise.
+        drop_path: Largest rate of stochastic depth.
 
     Raises:
-        UsageError: There is no such architecture.
+        UsageError: There is no such architecture, or it has no stochastic depth to set.
     """
-    build = find_row(BACKBONES, "architecture", arch).load()
+    row = find_row(BACKBONES, "architecture", arch)
+    if row.sized:  # timm's networks compute buffers that no file holds: they are never left unset
+        return row.load()(height, width, drop_path)
+    if drop_path:
+        raise UsageError(f"--drop-path: {arch} has no stochastic depth to set.", "It is for timm's networks.")
     if initialize:
-        return build()
+        return row.load()()
     with torch.device("meta"):
-        backbone = build()
+        backbone = row.load()()
     return backbone.to_empty(device="cpu")
 
 
 @cache
-def backbone_shapes(arch: str) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in a backbone's state dict, without building its tensors."""
+def empty_backbone(arch: str, height: int = 0, width: int = 0) -> Backbone:
+    """Return a backbone whose tensors have shapes and no values."""
+    row = find_row(BACKBONES, "architecture", arch)
     with torch.device("meta"):
-        return {key: tuple(value.shape) for key, value in BACKBONES[arch].load()().state_dict().items()}
+        return row.load()(height, width) if row.sized else row.load()()
+
+
+@cache
+def backbone_shapes(arch: str, height: int = 0, width: int = 0) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a backbone's state dict, without building its tensors."""
+    return {key: tuple(value.shape) for key, value in empty_backbone(arch, height, width).state_dict().items()}

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ccreid_cli.models.backbones import backbone_shapes
+from ccreid_cli.core.components import find_row
+from ccreid_cli.models.backbones import backbone_shapes, empty_backbone
 from ccreid_cli.models.registry import BACKBONES
+from ccreid_cli.models.vit_files import transformer_arch
 
 _COUNTER = "num_batches_tracked"
 
@@ -61,10 +63,29 @@ def compare(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
     )
 
 
-def nearest_arch(backbone: Mapping[str, Tensor]) -> tuple[str, Difference]:
-    """Return the architecture whose tensors are most like `backbone`, and what differs."""
+def backbone_difference(backbone: Mapping[str, Tensor], arch: str) -> Difference:
+    """Compare the tensors of a file with a backbone, at whatever input size.
+
+    Raises:
+        UsageError: There is no such architecture.
+    """
+    if find_row(BACKBONES, "architecture", arch).sized:
+        backbone = empty_backbone(arch).fitted(backbone)
+    return compare(backbone, backbone_shapes(arch))
+
+
+def nearest_arch(backbone: Mapping[str, Tensor], program: str = "") -> tuple[str, Difference]:
+    """Return the architecture whose tensors are most like `backbone`, and what differs.
+
+    Args:
+        backbone: The tensors.
+        program: Which program the file looks like, if any.
+    """
+    transformer = transformer_arch(backbone, program)
+    if transformer:
+        return transformer, backbone_difference(backbone, transformer)
     differences = {}
-    for arch in BACKBONES:
+    for arch in (name for name, row in BACKBONES.items() if row.member is None):
         differences[arch] = compare(backbone, backbone_shapes(arch))
         if not len(differences[arch]):
             return arch, differences[arch]

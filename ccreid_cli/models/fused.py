@@ -115,6 +115,8 @@ def fuse(model: ReidNet, dtype: torch.dtype = torch.float32) -> ReidNet:
 
 def _fuse(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Replace what can be fused inside `module`, in place where it stays."""
+    if isinstance(module, Backbone) and not module.fusible:
+        return module
     if isinstance(module, BasicBlock | Bottleneck):
         return _fuse_block(module, dtype)
     if isinstance(module, ConvNorm):

@@ -1,4 +1,4 @@
-"""Pooling: from a map of local features to one feature per image. `models.registry` names them."""
+"""Pooling: from a map of local features, or from tokens, to one feature per image. `models.registry` names them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from ccreid_cli.models.backbones import Tokens
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -95,3 +97,32 @@ class MaxPooling(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Pool (B, C, H, W) feature maps to (B, C) float32 features."""
         return at_least_float32(F.adaptive_max_pool2d(maps, 1).flatten(1))
+
+
+class TokenPooling(nn.Module):
+    """A pooling that takes `Tokens`, not maps.
+
+    Attributes:
+        parts: How many times as long as a token its result is.
+    """
+
+    parts = 1
+
+
+class ClassToken(TokenPooling):
+    """The class token of a transformer."""
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return (B, C) float32 features."""
+        return at_least_float32(tokens.class_token)
+
+
+class ClassAndAverage(TokenPooling):
+    """The class token and the mean of the patches, side by side."""
+
+    parts = 2
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return (B, 2 C) float32 features."""
+        token = at_least_float32(tokens.class_token)
+        return torch.cat([token, tokens.maps.mean(dim=(2, 3), dtype=token.dtype)], dim=1)

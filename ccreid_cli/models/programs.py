@@ -16,6 +16,7 @@ from torch import Tensor
 from ccreid_cli.core.errors import CheckpointError
 from ccreid_cli.models.fitting import nearest_arch, some, with_shapes
 from ccreid_cli.models.key_maps import OFFICIAL, rename_start, strip_wrappers
+from ccreid_cli.models.vit_files import transformer_at, transformer_places
 
 State = dict[str, Tensor]
 
@@ -166,7 +167,7 @@ class Recognised:
     """What a state dict was found to be.
 
     Attributes:
-        kind: A name of `PROGRAMS` for a whole network, else ``ibn`` or ``torchvision`` for a backbone.
+        kind: A name of `PROGRAMS` for a whole network, else ``ibn``, ``torchvision`` or ``transformer`` for a backbone.
         state: Under ccreid's names for a whole network, under its release's for a backbone.
         program: What the file looks like, for messages; empty where the plain form of a release needs no name.
         left_out: Tensors not in `state`, under the names that they have in the file.
@@ -183,7 +184,7 @@ class Recognised:
         """Say what the file was taken for and what was left out of it; nothing for a plain file used whole."""
         lines = []
         if self.program and self.kind not in ("ccreid", "official"):
-            what = "its backbone" if self.kind in ("ibn", "torchvision") else "the whole network"
+            what = "the whole network" if self.kind in PROGRAMS else "its backbone"
             lines.append(f"{file_name} looks like a file of {self.program}; {what} is read.")
         if self.left_out and not self._is_release():
             lines.append(f"{file_name}: left out, since it is of no use here: {with_shapes(self.left_out)}.")
@@ -216,6 +217,11 @@ def recognise(state: Mapping[str, Tensor], meta: Mapping[str, Any], source: str)
             found = _read(kind, program, plain, _one_of(roots, source), source)
             if found is not None:
                 return found
+    places = transformer_places(plain)
+    if places:
+        found_there = transformer_at(plain, _one_of(places, source))
+        left_out = {key: value for key, value in plain.items() if key not in found_there.inside}
+        return Recognised("transformer", found_there.state, found_there.program, left_out)
     name = "PyTorch Lightning" if "pytorch-lightning_version" in meta else averaged
     name = next((name for name, marks in BACKBONE_PROGRAMS.items() if _has(plain, marks)), name)
     return _bare_backbone(plain, name, source)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ccreid_cli.core.components import Component
+from ccreid_cli.core.components import Component, find_row
 from ccreid_cli.core.paths import torch_hub_checkpoints
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ccreid_cli.models.backbones import Backbone
 
-    BackboneBuilder = Callable[[], Backbone]
+    BackboneBuilder = Callable[..., Backbone]
     PoolingBuilder = Callable[[], nn.Module]
 
 
@@ -31,11 +31,13 @@ class BackboneRow(Component["BackboneBuilder"]):
         url: Where the weights are published; empty where nobody has released any.
         num_bytes: Size of that file, to about one percent, in bytes.
         licence: Who made it, and under which terms.
+        sized: Whether its builder takes input height, input width and the largest rate of stochastic depth.
     """
 
     url: str = ""
     num_bytes: int = 0
     licence: str = ""
+    sized: bool = False
 
     @property
     def file_name(self) -> str:
@@ -78,6 +80,19 @@ def _osnet(width: str, *, instance: bool = False, searched: bool = False) -> Bac
     return partial(SearchedOSNet, width) if searched else partial(OSNet, width, instance=instance)
 
 
+def _timm(name: str) -> BackboneRow:
+    from ccreid_cli.models.timm_catalog import usual_pooling as usual_pooling_in_timm
+    from ccreid_cli.models.timm_networks import TimmBackbone
+
+    pooling = usual_pooling_in_timm(name)
+    defaults = {"pooling_type": pooling} if pooling else {}
+    return BackboneRow(f"timm's {name}", lambda: partial(TimmBackbone, name), defaults, _TIMM, sized=True)
+
+
+def _only_by_name() -> BackboneBuilder:
+    raise AssertionError("a network of timm is looked up by its name")
+
+
 def _gem() -> PoolingBuilder:
     from ccreid_cli.models.pooling import GeM
 
@@ -96,10 +111,23 @@ def _maximum() -> PoolingBuilder:
     return MaxPooling
 
 
+def _class_token() -> PoolingBuilder:
+    from ccreid_cli.models.pooling import ClassToken
+
+    return ClassToken
+
+
+def _class_and_average() -> PoolingBuilder:
+    from ccreid_cli.models.pooling import ClassAndAverage
+
+    return ClassAndAverage
+
+
 def _row(help: str, load: Callable[[], BackboneBuilder], url: str, mib: float, licence: str) -> BackboneRow:
     return BackboneRow(help, load, url=url, num_bytes=round(mib * 2**20), licence=licence)
 
 
+_TIMM = ("timm", "timm")
 _18, _34, _50 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 6, 3)
 _101, _152 = (3, 4, 23, 3), (3, 8, 36, 3)
 
@@ -138,12 +166,25 @@ BACKBONES: dict[str, BackboneRow] = {
     "osnet_x0_25": BackboneRow("OSNet x0.25, what trackers use", lambda: _osnet("x0_25")),
     "osnet_ibn_x1_0": BackboneRow("OSNet-IBN x1.0", lambda: _osnet("x1_0", instance=True)),
     "osnet_ain_x1_0": BackboneRow("OSNet-AIN x1.0", lambda: _osnet("x1_0", searched=True)),
+    "timm:": BackboneRow("any network of timm by its name there", _only_by_name, needs=_TIMM, member=_timm),
 }
 """Every backbone by name; loading a row gives a function that builds it."""
+
+
+def usual_pooling(arch: str, otherwise: str = "gem") -> str:
+    """Return the pooling that a backbone brings along, or another where it brings none.
+
+    Raises:
+        UsageError: There is no such backbone.
+    """
+    return str(find_row(BACKBONES, "architecture", arch).defaults.get("pooling_type", otherwise))
+
 
 POOLINGS: dict[str, Component[PoolingBuilder]] = {
     "gem": Component("generalised mean with a learnt exponent", _gem),
     "avg": Component("average", _average),
     "max": Component("maximum", _maximum),
+    "class": Component("class token of a transformer", _class_token),
+    "class+avg": Component("class token and average, side by side", _class_and_average),
 }
 """Every pooling by name; loading a row gives its class."""

@@ -15,16 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccreid_cli.core.components import find_row
 from ccreid_cli.core.errors import CheckpointError, UsageError
-from ccreid_cli.models.backbones import backbone_shapes
-from ccreid_cli.models.fitting import Difference, compare, nearest_arch, some
+from ccreid_cli.models.backbones import Backbone, empty_backbone
+from ccreid_cli.models.fitting import Difference, backbone_difference, compare, nearest_arch, some
 from ccreid_cli.models.key_maps import from_official, to_torchvision
 from ccreid_cli.models.programs import PROGRAMS, recognise
-from ccreid_cli.models.registry import BACKBONES
+from ccreid_cli.models.registry import BACKBONES, usual_pooling
 from ccreid_cli.models.safe_load import find_state_dict, load_untrusted
 from ccreid_cli.models.spec import ModelSpec
 
 SPEC_METADATA = "ccreid_spec"
+_BACKBONE = "backbone."
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class WeightFile:
         path: Where it lies.
         state_dict: Its tensors; under ccreid's names if it is a re-identification network, else under its release's.
         kind: For a whole network a name of `models.programs.PROGRAMS`, ``ccreid`` and ``official`` (Cluster Contrast
-            code) among them; for a backbone ``ibn`` (names as in IBN-Net's releases) or ``torchvision``.
+            code) among them; for a backbone ``ibn`` (IBN-Net's names), ``torchvision`` or ``transformer``.
         meta: What else it holds (epoch, best_mAP, settings), without the tensors of the model.
         notes: Remarks for the user.
         recorded_spec: The architecture as written in the file; only ccreid's own have it.
@@ -75,8 +77,10 @@ class WeightFile:
                 f"Train from it: `ccreid train -d DATASET --weights {self.path}`; or score it untrained: "
                 f"`ccreid eval -d DATASET --weights {self.path}`.",
             )
-        found = spec_from_state(self.state_dict, source=self.title)
         recorded = self.recorded_spec
+        if recorded is not None and find_row(BACKBONES, "architecture", recorded.arch).sized:
+            return recorded  # no tensor tells timm's networks apart; loading compares each with what is recorded
+        found = spec_from_state(self.state_dict, source=self.title)
         if recorded is None:
             return replace(found, relu=PROGRAMS[self.kind].relu)
         shape = (recorded.arch, recorded.pooling_type == "gem", recorded.num_features)
@@ -126,9 +130,9 @@ def backbone_arch(file: WeightFile, expected: str | None = None) -> str:
     Raises:
         CheckpointError: It is none; the message names the keys that differ from the nearest.
     """
-    if expected and not compare(file.state_dict, backbone_shapes(expected)):
+    if expected and not backbone_difference(file.state_dict, expected):
         return expected
-    arch, difference = nearest_arch(file.state_dict)
+    arch, difference = nearest_arch(file.state_dict, file.program)
     if difference:
         raise _unknown_network(file.title, arch, str(difference))
     return arch
@@ -212,13 +216,27 @@ def adopted_spec(file: WeightFile, spec: ModelSpec, typed: Collection[str]) -> M
     """
     if file.is_reid:
         asked = {name: getattr(spec, name) for name in ("arch", "pooling_type", "num_features") if name in typed}
-        return resolve_spec(file, **asked, dropout=spec.dropout)
-    if "arch" not in typed:
-        return replace(spec, arch=backbone_arch(file, spec.arch))
-    difference = compare(file.state_dict, backbone_shapes(spec.arch))
-    if difference:
-        raise _misfit(file.title, difference, _advice(file.state_dict))
-    return spec
+        found = resolve_spec(file, **asked, dropout=spec.dropout)
+        size = (spec.height or found.height, spec.width or found.width)
+        return _for_training(found, spec.drop_path, *size)
+    if "arch" in typed:
+        difference = backbone_difference(file.state_dict, spec.arch)
+        if difference:
+            raise _misfit(file.title, difference, _advice(file.state_dict))
+    else:
+        arch = backbone_arch(file, spec.arch)
+        if arch != spec.arch and "pooling_type" not in typed:
+            spec = replace(spec, pooling_type=usual_pooling(arch, spec.pooling_type))
+        spec = replace(spec, arch=arch)
+    size = (spec.height, spec.width) if spec.height else empty_backbone(spec.arch).size_of(file.state_dict)
+    return _for_training(spec, spec.drop_path, *size)
+
+
+def _for_training(spec: ModelSpec, drop_path: float, height: int, width: int) -> ModelSpec:
+    """Set the values that only networks of timm have."""
+    if not find_row(BACKBONES, "architecture", spec.arch).sized:
+        return spec
+    return replace(spec, drop_path=drop_path, height=height, width=width)
 
 
 def _misfit(source: str, difference: Difference, advice: str | None) -> CheckpointError:
@@ -230,13 +248,23 @@ def _advice(backbone: Mapping[str, Tensor]) -> str | None:
     return None if difference else f"The file fits `--arch {arch}`."
 
 
-def _load(
+def load_exactly(
     module: nn.Module,
     state: Mapping[str, Tensor],
     source: str,
     advise: Callable[[Mapping[str, Tensor]], str | None] | None = None,
 ) -> None:
-    """Copy `state` into `module`; every key and shape must fit, and every value be finite."""
+    """Copy `state` into `module`; every key and shape must fit, and every value be finite.
+
+    Args:
+        module: Where to.
+        state: The tensors.
+        source: What to call them in an error.
+        advise: Returns advice for tensors that do not fit, if there is any.
+
+    Raises:
+        CheckpointError: They do not fit.
+    """
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     difference = compare(state, expected)
     if difference:
@@ -264,7 +292,20 @@ def load_backbone_weights(model: nn.Module, file: WeightFile | Path) -> None:
         raise CheckpointError(
             f"{file.path} is a whole re-identification network.", "Load it with `--weights` or `--resume`."
         )
-    _load(model.get_submodule("backbone"), file.state_dict, file.title, _advice)
+    backbone = model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)
+    load_exactly(backbone, backbone.fitted(file.state_dict), file.title, _advice)
+    load_projection(model, file.state_dict)
+
+
+def load_projection(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Start the embedding from CLIP's projection, where there is one and it has the embedding's size."""
+    embedding = getattr(model, "embedding", None)
+    weight = state.get("head.weight", state.get("visual.proj", torch.empty(0, 0)).T)
+    if isinstance(embedding, nn.Linear) and embedding.weight.shape == weight.shape and weight.isfinite().all():
+        with torch.no_grad():
+            embedding.weight.copy_(weight)
+            embedding.bias.zero_()
 
 
 def load_reid_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -279,4 +320,9 @@ def load_reid_weights(model: nn.Module, state: Mapping[str, Tensor], source: str
         CheckpointError: Keys are unknown, missing or of another shape, or values are NaN or infinite. Nothing
             is loaded then.
     """
-    _load(model, from_official(state), source)
+    state = from_official(state)
+    backbone = model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)
+    own = {key: value for key, value in state.items() if key.startswith(_BACKBONE)}
+    fitted = backbone.resized({key.removeprefix(_BACKBONE): value for key, value in own.items()})
+    load_exactly(model, {**state, **{_BACKBONE + key: value for key, value in fitted.items()}}, source)

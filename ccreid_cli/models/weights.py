@@ -18,6 +18,11 @@ def weights_row(arch: str) -> BackboneRow:
         UsageError: There is no such architecture, or nobody released weights for it.
     """
     row = find_row(BACKBONES, "architecture", arch)
+    if row.sized:
+        raise UsageError(
+            f"the weights of {arch} are timm's, which fetches them when the network is first used.",
+            f"Train or score with `-a {arch} --weights imagenet`.",
+        )
     if not row.url:
         released = ", ".join(name for name, other in BACKBONES.items() if other.url)
         raise UsageError(f'there are no released weights for "{arch}".', f"There are weights for: {released}.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ccreid_cli.core.components import find_row
 from ccreid_cli.core.config import settings, validate
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.recipes import load_recipe, recipe_names
@@ -21,12 +22,15 @@ DATASETS = ("market1501", "dukemtmcreid", "msmt17", "personx", "veri")
 def test_shipped_recipes_are_valid_and_name_real_things(name: str) -> None:
     recipe = load_recipe(name)
     config = validate(recipe.values, name)
+    if config.arch.startswith("timm:"):
+        pytest.importorskip("timm")
     assert recipe.about.title
     assert recipe.about.source or name == "toy"
     check_names(config)
     assert config.dataset in REGISTRIES["dataset"]
     assert name.startswith(config.dataset)
-    assert set(recipe.about.published) <= set(BACKBONES)
+    for arch in recipe.about.published:
+        find_row(BACKBONES, "architecture", arch)
     assert "dataset" in recipe.values
 
 
@@ -56,6 +60,31 @@ def test_recipes_hold_the_published_settings(name: str) -> None:
     common |= {"lr": 3.5e-4, "weight_decay": 5e-4, "step_size": 20, "temp": 0.05}
     for key, value in {**common, **PUBLISHED_V1[name]}.items():
         assert getattr(config, key) == value, key
+
+
+TRANSFORMERS = {
+    "market1501-vit": {"eps": 0.6, "num_instances": 8, "use_hard": True, "momentum": 0.2, "drop_path": 0.3},
+    "msmt17-vit": {"eps": 0.7, "num_instances": 8, "use_hard": True, "momentum": 0.2, "epochs": 50, "step_size": 20},
+    "market1501-clip": {"eps": 0.5, "num_instances": 16, "features": 512, "with_pooled": True, "warmup": 10},
+    "msmt17-clip": {"eps": 0.7, "freeze_patch_embed": True, "milestones": "20,40", "epochs": 60, "momentum": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", sorted(TRANSFORMERS))
+def test_recipes_of_transformers_hold_the_published_settings(name: str) -> None:
+    pytest.importorskip("timm")
+    config = resolve_config({}, {}, [name]).config
+    common = {"batch_size": 256, "optimizer": "sgd", "lr": 3.5e-4, "weight_decay": 5e-4, "iters": 200}
+    common |= {"height": 256, "width": 128, "pooling_type": "class", "temp": 0.05}
+    for key, value in {**common, **TRANSFORMERS[name]}.items():
+        assert getattr(config, key) == value, key
+
+
+def test_a_transformer_brings_its_pooling_along() -> None:
+    pytest.importorskip("timm")
+    found = resolve_config({"dataset": "market1501", "arch": "timm:test_vit"}, {})
+    assert (found.config.pooling_type, found.sources["pooling_type"]) == ("class", "default of timm:test_vit")
+    assert resolve_config({"dataset": "market1501", "arch": "timm:test_resnet"}, {}).config.pooling_type == "gem"
 
 
 def test_precedence() -> None:

@@ -9,7 +9,7 @@ from ccreid_cli.core.errors import UsageError
 from ccreid_cli.models.backbones import InstanceBatchNorm, backbone_shapes, build_backbone
 from ccreid_cli.models.registry import BACKBONES
 
-SHIPPED = [arch for arch in BACKBONES if arch != "tiny"]
+SHIPPED = [arch for arch, row in BACKBONES.items() if arch != "tiny" and row.member is None]
 RESNETS = [arch for arch in SHIPPED if arch.startswith("resnet")]
 TORCHVISION = [arch for arch in SHIPPED if "ibn" not in arch and not arch.startswith("osnet")]
 

@@ -1,0 +1,186 @@
+"""Files of transformers, made under the true key names of their programs: what each is taken for, and that it loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ccreid_cli.core.errors import CheckpointError
+from ccreid_cli.models.backbones import backbone_shapes
+from ccreid_cli.models.file_forms import export_backbone
+from ccreid_cli.models.fitting import backbone_difference
+from ccreid_cli.models.reid_net import ModelSpec, build_model
+from ccreid_cli.models.weight_files import backbone_arch, read_weights
+
+timm = pytest.importorskip("timm")
+State = dict[str, Tensor]
+
+
+def _at(prefix: str, state: State) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def _shaped(shapes: dict[str, Any]) -> State:
+    """Return tensors that take no room: one number each, seen in the shape that is asked for."""
+    return {key: torch.tensor(0.5).expand(shape) for key, shape in shapes.items()}
+
+
+def _vit(arch: str = "vit_small_patch16_224", positions: int = 197, **more: tuple[int, ...]) -> State:
+    shapes = dict(backbone_shapes(f"timm:{arch}"))
+    width = shapes["cls_token"][-1]
+    return _shaped({**shapes, "pos_embed": (1, positions, width), **more})
+
+
+def _head(width: int = 384) -> State:
+    return _shaped({"head.mlp.0.weight": (9, width), "head.last_layer.weight_g": (4, 1)})
+
+
+def _clip(width: int, depth: int, patch: int, out: int) -> State:
+    """Return the tensors of OpenAI's image encoder, beside a few of the text encoder."""
+    block = {
+        "ln_1.weight": (width,),
+        "ln_1.bias": (width,),
+        "attn.in_proj_weight": (3 * width, width),
+        "attn.in_proj_bias": (3 * width,),
+        "attn.out_proj.weight": (width, width),
+        "attn.out_proj.bias": (width,),
+        "ln_2.weight": (width,),
+        "ln_2.bias": (width,),
+        "mlp.c_fc.weight": (4 * width, width),
+        "mlp.c_fc.bias": (4 * width,),
+        "mlp.c_proj.weight": (width, 4 * width),
+        "mlp.c_proj.bias": (width,),
+    }
+    visual: dict[str, Any] = {
+        "class_embedding": (width,),
+        "positional_embedding": (1 + (224 // patch) ** 2, width),
+        "proj": (width, out),
+        "conv1.weight": (width, 3, patch, patch),
+        **{f"{name}.{kind}": (width,) for name in ("ln_pre", "ln_post") for kind in ("weight", "bias")},
+        **{f"transformer.resblocks.{n}.{name}": shape for n in range(depth) for name, shape in block.items()},
+    }
+    text = {"positional_embedding": (77, 512), "text_projection": (512, 512), "token_embedding.weight": (9, 512)}
+    text |= {f"transformer.resblocks.0.{name}": shape for name, shape in block.items()}
+    return {**_at("visual.", _shaped(visual)), **_shaped({**text, "logit_scale": (), "ln_final.weight": (512,)})}
+
+
+SMALL = "timm:vit_small_patch16_224"
+FILES: dict[str, tuple[str, str, Any]] = {
+    "TransReID-SSL's LUPerson, as DINO saves it": (
+        SMALL,
+        "DINO",
+        lambda: {"teacher": {**_at("module.backbone.", _vit(positions=129)), **_at("module.", _head())}, "epoch": 1},
+    ),
+    "LUPerson, the backbone alone": (SMALL, "", lambda: _vit(positions=129)),
+    "TransReID": (
+        SMALL,
+        "TransReID",
+        lambda: {
+            **_at("base.", _vit(positions=129)),
+            **_shaped({"bottleneck.weight": (384,), "classifier.weight": (751, 384), "b1.0.norm1.weight": (384,)}),
+        },
+    ),
+    "DINO": (
+        f"{SMALL}.dino",
+        "DINO",
+        lambda: {
+            "student": {**_at("module.backbone.", _vit()), **_at("module.", _head())},
+            "teacher": {**_at("backbone.", _vit()), **_head()},
+        },
+    ),
+    "timm's form": (SMALL, "", lambda: {**_vit(), **_shaped({"head.weight": (1000, 384), "head.bias": (1000,)})}),
+    "MAE": (
+        "timm:vit_base_patch16_224.mae",
+        "MAE",
+        lambda: {
+            "model": {
+                **_vit("vit_base_patch16_224"),
+                **_shaped(
+                    {"mask_token": (1, 1, 512), "decoder_pos_embed": (1, 197, 512), "decoder_embed.bias": (512,)}
+                ),
+            }
+        },
+    ),
+    "DINOv2": (
+        "timm:vit_small_patch14_dinov2.lvd142m",
+        "DINOv2",
+        lambda: {**_vit("vit_small_patch14_dinov2", 1370), **_shaped({"mask_token": (1, 384)})},
+    ),
+    "CLIP": ("timm:vit_base_patch16_clip_quickgelu_224.openai", "CLIP", lambda: _clip(768, 12, 16, 512)),
+    "CLIP in DataParallel": (
+        "timm:vit_base_patch16_clip_quickgelu_224.openai",
+        "CLIP",
+        lambda: {"state_dict": _at("module.", _clip(768, 12, 16, 512))},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_says_which_transformer_it_is(name: str, tmp_path: Path) -> None:
+    arch, program, make = FILES[name]
+    path = tmp_path / "vit.pth"
+    torch.save(make(), path)
+    file = read_weights(path)
+    assert (file.kind, file.program, backbone_arch(file)) == ("transformer", program, arch)
+    assert not program or program in " ".join(file.notes)
+    # The name that a recipe gives is kept where the tensors fit it too.
+    plain = arch.partition(".")[0]
+    assert backbone_arch(file, plain) == plain
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "transreid.pth"
+    torch.save(FILES["TransReID"][2](), path)
+    said = " ".join(read_weights(path).notes)
+    assert "classifier.weight [751, 384]" in said and "bottleneck.weight [384]" in said
+
+
+@pytest.fixture(scope="module")
+def tiny_vit() -> State:
+    torch.manual_seed(0)
+    return dict(timm.create_model("test_vit", img_size=(64, 32), num_classes=0).state_dict())
+
+
+def test_position_embeddings_follow_the_input_size(tiny_vit: State, tmp_path: Path) -> None:
+    path = tmp_path / "vit.pth"
+    torch.save({"teacher": _at("backbone.", tiny_vit)}, path)
+    spec = ModelSpec("timm:test_vit", "class", height=64, width=32)
+    same = build_model(spec, weights=str(path)).backbone.state_dict()
+    assert all(torch.equal(value, tiny_vit[key]) for key, value in same.items())
+    other = build_model(ModelSpec("timm:test_vit", "class", height=48, width=48), weights=str(path))
+    assert other.backbone.state_dict()["pos_embed"].shape == (1, 10, 64)
+    # Where no size is asked for, the file's own is kept.
+    kept = build_model(ModelSpec("timm:test_vit", "class"), weights=str(path))
+    assert (kept.spec.height, kept.spec.width) == (64, 32)
+    assert torch.equal(kept.backbone.state_dict()["pos_embed"], tiny_vit["pos_embed"])
+
+
+def test_clips_tensors_go_where_timm_has_them(tmp_path: Path) -> None:
+    """The smallest CLIP of timm, under OpenAI's names: the projection starts the embedding."""
+    state = {key: torch.randn(value.shape) for key, value in _clip(256, 10, 16, 24).items()}
+    path = tmp_path / "clip.pt"
+    torch.save(state, path)
+    spec = ModelSpec("timm:vit_xsmall_patch16_clip_224", "class", 24, with_pooled=True, height=224, width=224)
+    model = build_model(spec, weights=str(path))
+    found = model.backbone.state_dict()
+    assert torch.equal(found["blocks.9.mlp.fc2.weight"], state["visual.transformer.resblocks.9.mlp.c_proj.weight"])
+    assert torch.equal(found["blocks.0.attn.qkv.bias"], state["visual.transformer.resblocks.0.attn.in_proj_bias"])
+    assert torch.equal(found["norm_pre.bias"], state["visual.ln_pre.bias"])
+    assert torch.equal(found["cls_token"].flatten(), state["visual.class_embedding"])
+    assert torch.equal(found["pos_embed"][0], state["visual.positional_embedding"])
+    assert model.embedding is not None and torch.equal(model.embedding.weight, state["visual.proj"].T)
+    export_backbone(read_weights(path), tmp_path / "again.pth")
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    """TransReID-SSL's networks with a convolutional stem (ICS) are none of timm's."""
+    path = tmp_path / "ics.pth"
+    torch.save({**_vit(positions=129), **_shaped({"patch_embed.conv.0.weight": (64, 3, 7, 7)})}, path)
+    with pytest.raises(CheckpointError, match=r"nearest to timm:vit_small_patch16_224.*patch_embed\.conv\.0") as caught:
+        backbone_arch(read_weights(path))
+    assert "ccreid has the backbones" in str(caught.value.hint)
+    assert len(backbone_difference(read_weights(path).state_dict, SMALL)) == 1
