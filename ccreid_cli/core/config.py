@@ -126,7 +126,7 @@ class TrainConfig:
     ] = "imagenet"
     pooling_type: Annotated[str, Setting("Pooling: {names}.", MODEL, names="pooling")] = "gem"
     features: Annotated[int, Setting("Size of a linear embedding after the pooling; 0 for none.", MODEL, ge=0)] = 0
-    neck_relu: Annotated[bool, Setting("ReLU after the neck, as torchreid's networks have it.", MODEL)] = False
+    neck_relu: Annotated[bool, Setting("ReLU after the neck, as torchreid's networks end.", MODEL)] = False
     dropout: Annotated[float, Setting("Dropout of the feature while training, 0 to 1.", MODEL, ge=0, lt=1)] = 0.0
     with_pooled: Annotated[
         bool, Setting("Keep the pooled feature beside the embedding of --features, as PCL-CLIP does.", MODEL)

@@ -68,6 +68,8 @@ def adopt_weights_file(resolved: ResolvedConfig, reporter: Reporter) -> Resolved
         resolved = replace(resolved, config=config, sources={**resolved.sources, "resize": _SOURCE})
     typed = {field for field, name in _NAMES.items() if resolved.sources[name] == "flag"}
     spec = adopted_spec(file, spec_of(config), typed)
+    if program and program.relu and not spec.relu:
+        reporter.message(f"the ReLU at the end of {program.name}'s head is left out in training; --neck-relu keeps it.")
     found = {name: getattr(spec, field) for field, name in _NAMES.items()}
     changed: dict[str, Any] = {name: value for name, value in found.items() if value != getattr(config, name)}
     if not changed:

@@ -118,7 +118,7 @@ def build_model(
     weights: str = "imagenet",
     samples_per_bn: int = 64,
     reporter: Reporter | None = None,
-    typed: Collection[str] = ("arch", "pooling_type", "num_features"),
+    typed: Collection[str] = ("arch", "pooling_type", "num_features", "relu"),
 ) -> ReidNet:
     """Build a network with its starting weights.
 

@@ -205,6 +205,8 @@ def resolve_spec(
 def adopted_spec(file: WeightFile, spec: ModelSpec, typed: Collection[str]) -> ModelSpec:
     """Return the network to build for starting weights: what the file says, except where the user typed a value.
 
+    The ReLU at the end of another program's head is left out unless it was asked for: it is for using the network.
+
     Args:
         file: The starting weights.
         spec: What is wanted so far, defaults included.
@@ -217,6 +219,8 @@ def adopted_spec(file: WeightFile, spec: ModelSpec, typed: Collection[str]) -> M
     if file.is_reid:
         asked = {name: getattr(spec, name) for name in ("arch", "pooling_type", "num_features") if name in typed}
         found = resolve_spec(file, **asked, dropout=spec.dropout)
+        if file.kind in PROGRAMS and PROGRAMS[file.kind].relu:  # features train better without it: see BENCHMARKS.md
+            found = replace(found, relu=spec.relu and "relu" in typed)
         size = (spec.height or found.height, spec.width or found.width)
         return _for_training(found, spec.drop_path, *size)
     if "arch" in typed:

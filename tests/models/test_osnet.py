@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ccreid_cli.models.fused import fuse, is_fusible
 from ccreid_cli.models.programs import PROGRAMS
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.models.spec import ModelSpec
-from ccreid_cli.models.weight_files import load_reid_weights, read_weights, resolve_spec
+from ccreid_cli.models.weight_files import adopted_spec, load_reid_weights, read_weights, resolve_spec
 
 MEMBERS = ["osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25", "osnet_ibn_x1_0"]
 
@@ -77,6 +78,8 @@ def test_a_file_with_torchreids_names_decides_network_and_head(arch: str, tmp_pa
     assert not any("pools" in note for note in file.notes)
     with torch.no_grad():
         assert bool((model(images()[:1, :, :64, :32]) >= 0).all())
+    assert adopted_spec(file, ModelSpec(arch), ()) == replace(model.spec, relu=False)  # to train from it
+    assert adopted_spec(file, ModelSpec(arch, relu=True), ("relu",)) == model.spec
 
 
 @pytest.mark.skipif(not is_fusible(), reason="PyTorch has no oneDNN here")
