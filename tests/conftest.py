@@ -5,6 +5,7 @@ PyTorch is imported where a fixture needs it: most folders of tests do without i
 
 from __future__ import annotations
 
+import gc
 import os
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, more threads than one only wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.fsync = lambda descriptor: None  # no test pulls the plug, and each tiny run waits for the disk forty times
 
 SHARED = Path(os.environ.get("CCREID_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -54,6 +56,11 @@ def no_room() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what importing has made: a bench collects before each measurement."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

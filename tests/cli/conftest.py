@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from typer.main import get_command
 
@@ -100,7 +101,7 @@ class Trained:
     name: str = "small run"
 
 
-SMALL = ("-a", "resnet18", "--weights", "none", "--height", 32, "--width", 16, "-b", 8, "--num-instances", 2)
+SMALL = ("-a", tiny.NAME, "--weights", "none", "--height", 32, "--width", 16, "-b", 8, "--num-instances", 2)
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def test_a_stopped_run_goes_on(kind: str, tiny_data: Path, tmp_path: Path, undis
     assert watch.losses + rest.losses == pytest.approx(undisturbed["losses"], abs=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{"deterministic": True}, {"dropout": 0.5}, {"cluster": "infomap", "eps": 0.5}])
+@pytest.mark.parametrize("changes", [{"deterministic": True, "dropout": 0.5}, {"cluster": "infomap", "eps": 0.5}])
 def test_other_ways_of_training(kind: str, changes: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:
     if "cluster" in changes:
         pytest.importorskip("infomap")
@@ -311,7 +311,7 @@ def test_bench_on_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [row.error for row in stages.values() if row.error]
 
 
-@pytest.mark.parametrize("changes", [{}, {"shard_images": True}, {"deterministic": True}, {"cluster": "infomap"}])
+@pytest.mark.parametrize("changes", [{}, {"shard_images": True, "deterministic": True}, {"cluster": "infomap"}])
 def test_several_gpus(changes: dict[str, Any], tiny_data: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     """One process per GPU, as a launcher starts them; tensors of the CPU are nothing for NCCL."""
     settings = {"device": "cuda", "precision": "auto", "samples_per_bn": 8, **changes}

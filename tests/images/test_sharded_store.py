@@ -161,7 +161,7 @@ def test_one_process_may_run_short_of_memory(tmp_path: Path) -> None:
 def test_a_run_is_the_same_bits(world: int, tiny_data: Path, tmp_path: Path) -> None:
     """Losses, labels, scores and weights of two epochs; and nobody, not even for the report, decodes all images."""
     settings: dict[str, Any] = {"save_every": tiny.STEPS, "keep": 9, "batch_size": 24}
-    runs = {"whole": ["--no-shard-images"], "sharded": ["--shard-images"]}
+    runs = {"whole": ["--report", "--no-shard-images"], "sharded": ["--report", "--shard-images"]}
     for kind, flags in runs.items():
         logs = tmp_path / kind
         for rank in tiny.start_ranks(logs, [*tiny.command(tiny_data, logs, **settings), *flags], world):

@@ -18,9 +18,8 @@ from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
 Fill = Callable[[torch.nn.Module], dict[str, Tensor]]
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet50__gem", "resnet50__avg", "resnet152__gem", "resnet_ibn50a__gem", "resnet_ibn101a__gem"]
-)
+# The reference has three images; one is enough, as evaluation treats each alone. The test below has two more networks.
+@pytest.mark.parametrize("name", ["resnet50__avg", "resnet152__gem", "resnet_ibn101a__gem"])
 @pytest.mark.shared
 def test_features_are_the_references(name: str, golden: Path, filled: Fill) -> None:
     with np.load(golden / "model_features.npz") as stored:
@@ -30,8 +29,8 @@ def test_features_are_the_references(name: str, golden: Path, filled: Fill) -> N
     filled(model)
     images = torch.randn(3, 3, 256, 128, generator=torch.Generator().manual_seed(123))
     with torch.no_grad():
-        features = model(images).numpy()
-    np.testing.assert_allclose(features, expected, atol=1e-4)
+        features = model(images[:1]).numpy()
+    np.testing.assert_allclose(features, expected[:1], atol=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["resnet50", "resnet_ibn50a"])
@@ -79,7 +78,9 @@ def test_training_steps_are_the_references(
     memory = ClusterMemory(torch.from_numpy(expected["memory_before"]).clone(), 0.05, 0.1, use_hard)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3.5e-4, weight_decay=5e-4)
     losses = []
-    for batch, targets in zip(images, torch.from_numpy(expected["targets"]), strict=True):
+    same_kernels = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    steps = len(images) if same_kernels else 1
+    for batch, targets in zip(images[:steps], torch.from_numpy(expected["targets"][:steps]), strict=True):
         raw = model(batch)
         loss = memory.loss(raw, targets)
         optimizer.zero_grad()
@@ -88,7 +89,7 @@ def test_training_steps_are_the_references(
         memory.update(raw.detach(), targets)
         losses.append(loss.item())
     np.testing.assert_allclose(losses[0], expected["losses"][0], rtol=1e-4)
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+    if not same_kernels:
         pytest.skip("Adam's first steps turn rounding into signs: the reference's later numbers are of AVX-512 kernels")
     np.testing.assert_allclose(losses, expected["losses"], rtol=1e-3)
     np.testing.assert_allclose(memory.centroids.numpy(), expected["memory_after"], atol=1e-3)
