@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +37,6 @@ class Finding:
     name: str
     status: str
     detail: str
-
-    def as_json(self) -> dict[str, str]:
-        """Return status and detail."""
-        return {key: value for key, value in asdict(self).items() if key != "name"}
 
 
 def diagnose(data_dir: Path, logs_dir: Path) -> list[Finding]:

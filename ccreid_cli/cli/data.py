@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,7 +73,7 @@ def list_datasets(data_dir: opt.DataDir = None, as_json: opt.Json = False) -> No
 def _as_json(info: DatasetInfo, state: Any) -> dict[str, Any]:
     splits = ("train", "query", "gallery")
     return {
-        **state.as_json(),
+        **asdict(state),
         "title": info.title,
         "published": {
             split: {"images": counts.num_images, "ids": counts.num_ids}
@@ -134,7 +135,7 @@ def _show_bundle(report: BundleReport, as_json: bool) -> None:
     from ccreid_cli.core.errors import DataError
 
     if as_json:
-        output.print_json(report.as_json())
+        output.print_json(asdict(report))
     else:
         rows = [[name, str(root)] for name, root in report.roots.items()]
         output.print_table(
@@ -147,15 +148,13 @@ def _show_bundle(report: BundleReport, as_json: bool) -> None:
 def _accept(infos: list[DatasetInfo], folder: Path, accept_terms: bool) -> bool:
     """Show the terms of what is not on disk yet; ask on a terminal, unless they are accepted already."""
     from ccreid_cli.data.catalog import Policy
-    from ccreid_cli.data.install import terms_of
     from ccreid_cli.data.reading import dataset_state
 
     wanted = [info for info in infos if info.policy is not Policy.MADE]
     wanted = [info for info in wanted if dataset_state(info, folder).state != "present"]
     for info in wanted:
-        terms = terms_of(info)
-        output.say(f"{terms.title} ({terms.policy}): {terms.text}")
-        output.say(f"  {terms.homepage}")
+        output.say(f"{info.title} ({info.policy.value}): {info.terms}")
+        output.say(f"  {info.homepage}")
     if accept_terms or not wanted:
         return True
     return output.ask("Do you accept these terms?")
@@ -291,7 +290,7 @@ def clean(data_dir: opt.DataDir = None, as_json: opt.Json = False) -> None:
 
     report = clean_folder(data_dir_or_default(data_dir))
     if as_json:
-        output.print_json(report.as_json())
+        output.print_json(asdict(report))
         return
     for path in report.in_use:
         output.warn(f"{path} is in use and was left")

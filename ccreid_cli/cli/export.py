@@ -20,14 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN",
-            help="A run (name or folder) or a checkpoint file, ours or the official code's.",
-            autocompletion=completion_values.runs,
-        ),
-    ],
+    run: opt.Model,
     form: Annotated[
         str,
         typer.Option(

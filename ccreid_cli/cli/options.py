@@ -75,6 +75,18 @@ RecipeNames = Annotated[
         autocompletion=completion_values.recipes,
     ),
 ]
+Run = Annotated[
+    str,
+    typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=completion_values.runs),
+]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run (name or folder) or a checkpoint file, ours or the official code's.",
+        autocompletion=completion_values.runs,
+    ),
+]
 ExtractBatch = Annotated[
     int | None,
     typer.Option("--batch-size", "-b", help="Images at once. Default: what suits the device.", rich_help_panel=DATA),

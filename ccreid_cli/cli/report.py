@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
+from ccreid_cli.cli import output
 from ccreid_cli.cli.common import logs_dir_or_default, named_data_dir, refuse_existing
 
 
@@ -18,9 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Annotated[
-        str, typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=completion_values.runs)
-    ],
+    run: opt.Run,
     out: Annotated[
         Path | None,
         typer.Option(

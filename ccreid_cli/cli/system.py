@@ -23,7 +23,7 @@ def doctor(data_dir: opt.DataDir = None, logs_dir: opt.LogsDir = None, as_json: 
 
     findings = diagnose(data_dir_or_default(data_dir), logs_dir_or_default(logs_dir))
     if as_json:
-        output.print_json({finding.name: finding.as_json() for finding in findings})
+        output.print_json({found.name: {"status": found.status, "detail": found.detail} for found in findings})
         return
     rows = [[finding.status, finding.name, finding.detail] for finding in findings]
     output.print_table("", ["", "what", "found"], rows)

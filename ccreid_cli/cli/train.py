@@ -93,9 +93,7 @@ def train(
 
 
 def resume(
-    run: Annotated[
-        str, typer.Argument(help="The run: name, folder, or a checkpoint in it.", autocompletion=completion_values.runs)
-    ],
+    run: opt.Run,
     settings: opt.SettingsOnResume,
     gpus: opt.Gpus = None,
     timeout: opt.Timeout = 600.0,

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def plural(amount: int, one: str, many: str | None = None) -> str:
     """Return ``1 image`` or ``2,000 images``; `many` where an s at the end does not do."""
     return f"{amount:,} {one if amount == 1 else many or one + 's'}"
+
+
+def few(names: Iterable[str], shown: int = 3) -> str:
+    """Name the first few, and say how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def printable(text: str) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ccreid_cli.data.layouts import FolderLayout, Layout, is_recognised, msmt17_lists, vehicle_id_lists, veri_wild_lists
-from ccreid_cli.data.layouts_by_rule import mars_tracks, prid_cameras
+from ccreid_cli.data.layouts import FolderLayout, Layout, is_recognised
 from ccreid_cli.data.records import SPLITS
+from ccreid_cli.data.special_layouts import mars_tracks, msmt17_lists, prid_cameras, vehicle_id_lists, veri_wild_lists
 
 
 class Policy(StrEnum):
@@ -129,7 +129,6 @@ _PNG_BOXES = FolderLayout(extensions=(".png", ".jpg"))
 _ID_FOLDERS = FolderLayout("train_all", "query", "gallery", is_nested=True)
 _DUKE_TRACKS = FolderLayout("train", "query", "gallery", r"(-?[0-9]+)_?C([0-9]+)_?F[0-9]+", is_nested=True)
 _LAST_FOLDERS = FolderLayout("train", "test/query", "test/gallery", r"([0-9]+)_", is_nested=True)
-_UNKNOWN = (Counts(None, None), Counts(None, None), Counts(None, None))
 
 BUNDLE_SOURCE = Source("https://virutalbuy-public.oss-cn-hangzhou.aliyuncs.com/share/data.zip")
 """The archive of five datasets that the method's authors published."""

@@ -6,9 +6,8 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ccreid_cli.core.errors import DataError, NetworkError, UsageError
@@ -28,29 +27,6 @@ BUNDLE_KEY = "all"
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What is shown before a dataset is fetched.
-
-    Attributes:
-        name: The dataset.
-        title: What people call it.
-        policy: On what conditions it is given out.
-        text: What its authors ask.
-        homepage: Where they say so.
-    """
-
-    name: str
-    title: str
-    policy: str
-    text: str
-    homepage: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
 class BundleReport:
     """What became of the five datasets of the bundle.
 
@@ -61,15 +37,6 @@ class BundleReport:
 
     roots: dict[str, Path]
     failures: dict[str, str]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return {"roots": {name: str(root) for name, root in self.roots.items()}, "failures": self.failures}
-
-
-def terms_of(info: DatasetInfo) -> Terms:
-    """Return what a dataset's authors ask of those who use it."""
-    return Terms(info.name, info.title, info.policy.value, info.terms, info.homepage)
 
 
 def lock_of(data_dir: Path, name: str, reporter: Reporter | None = None) -> FileLock:
@@ -138,14 +105,7 @@ def install_bundle(
 ) -> BundleReport:
     """Lay out the five datasets of the official bundle from one download; what is there and complete is left alone.
 
-    Args:
-        data_dir: The data directory.
-        archive: The bundle, if the user has it.
-        url: Another place to download it from.
-        keep_archive: Keep what was downloaded.
-        force: As of `install_dataset`, for each dataset.
-        accepted: The user has seen all five datasets' terms and accepts them.
-        reporter: Told what is done.
+    The arguments are those of `install_dataset`, for all five.
 
     Returns:
         Which datasets are there now, and why others are not.

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -42,6 +43,10 @@ class Scan:
             self.num_junk[split] += 1
         else:
             self.records[split].append(record)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Go through the images of all splits."""
+        return chain(*self.records.values())
 
     def num_images(self, split: str) -> int:
         """Images of a split, junk left out."""
@@ -106,7 +111,7 @@ class FolderLayout:
         if re.compile(self.pattern).groups > 1:
             return False
         scan = self.read(root)
-        names = [Path(record.name).name for found in scan.records.values() for record in found]
+        names = [Path(record.name).name for record in scan]
         return bool(names) and not scan.misnamed and not any(map(identity_and_camera, names))
 
     def read(self, root: Path) -> Scan:
@@ -203,108 +208,3 @@ class ListReader:
             f"{self.root / list_name}, line {number}: expected {expected}, found {line[:80]!r}.",
             "Take the list files as the dataset's authors gave them out.",
         )
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def _digits(text: str) -> str:
-    """Return a field that must be a whole number, as it is written.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    if not _is_number(text.removeprefix("-")):
-        raise ValueError(f"{text} is no whole number")
-    return text
-
-
-def _read_msmt17(root: Path, train_folder: str, test_folder: str) -> Scan:
-    """Read MSMT17's lists: ``0000/0000_000_01_0303morning_0008_0.jpg 0``, camera in the third field; train + val."""
-    reader = ListReader(root)
-    sources = (
-        ("train", "list_train.txt", train_folder),
-        ("train", "list_val.txt", train_folder),
-        ("query", "list_query.txt", test_folder),
-        ("gallery", "list_gallery.txt", test_folder),
-    )
-    for split, list_name, folder in sources:
-        for number, line in reader.lines(list_name):
-            try:
-                name, person_id = line.rsplit(maxsplit=1)
-                camera = name.rpartition("/")[2].split("_")[2]
-                record = Record(f"{folder}/{name}", name_of(_digits(person_id)), _digits(camera))
-            except (ValueError, IndexError):
-                reader.malformed(list_name, number, line, '"0000/0000_000_01_0303morning_0008_0.jpg 0"')
-            reader.add(split, record)
-    return reader.scan
-
-
-def msmt17_lists(train_folder: str, test_folder: str) -> ListLayout:
-    """MSMT17 as its authors release it: two image folders and four lists."""
-    lists = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
-    return ListLayout((train_folder, test_folder, *lists), lambda root: _read_msmt17(root, train_folder, test_folder))
-
-
-def _read_vehicle_id(root: Path, test_list: str) -> Scan:
-    """Read VehicleID's lists (``image vehicle``); one test image per vehicle, the first by name, is the gallery.
-
-    There are no cameras: each image's own number stands in, so that evaluation removes nothing.
-    """
-    reader = ListReader(root)
-    test: list[Record] = []
-    for list_name in ("train_test_split/train_list.txt", test_list):
-        for number, line in reader.lines(list_name):
-            try:
-                image, person_id = line.split()
-                record = Record(f"image/{image}.jpg", name_of(_digits(person_id)), _digits(image))
-            except ValueError:
-                reader.malformed(list_name, number, line, '"IMAGE VEHICLE", two numbers')
-            if list_name == test_list:
-                test.append(record)
-            else:
-                reader.add("train", record)
-    seen: set[str] = set()
-    for record in sorted(test):
-        reader.add("query" if record.identity in seen else "gallery", record)
-        seen.add(record.identity)
-    return reader.scan
-
-
-def vehicle_id_lists(test_list: str) -> ListLayout:
-    """VehicleID (V1.0) with one of its test lists."""
-    path = f"train_test_split/{test_list}"
-    return ListLayout(("image", "train_test_split/train_list.txt", path), lambda root: _read_vehicle_id(root, path))
-
-
-def _read_veri_wild(root: Path, query_list: str, gallery_list: str) -> Scan:
-    """Read VERI-Wild's lists (``vehicle/image``); cameras are in vehicle_info.txt (``vehicle/image;camera;...``)."""
-    reader = ListReader(root)
-    info_name = "train_test_split/vehicle_info.txt"
-    cameras: dict[str, str] = {}
-    for number, line in reader.lines(info_name):
-        fields = line.split(";")
-        if len(fields) > 1 and _is_number(fields[1].strip()):
-            cameras[fields[0].strip()] = fields[1].strip()
-        elif number > 1:  # the first line is the header
-            reader.malformed(info_name, number, line, '"VEHICLE/IMAGE;CAMERA;..."')
-    for split, list_name in (
-        ("train", "train_test_split/train_list.txt"),
-        ("query", query_list),
-        ("gallery", gallery_list),
-    ):
-        for number, line in reader.lines(list_name):
-            image = line.removesuffix(".jpg")
-            vehicle = image.partition("/")[0]
-            if image not in cameras or not _is_number(vehicle):
-                reader.malformed(list_name, number, line, "VEHICLE/IMAGE as listed in vehicle_info.txt")
-            reader.add(split, Record(f"images/{image}.jpg", vehicle, cameras[image]))
-    return reader.scan
-
-
-def veri_wild_lists(test_name: str) -> ListLayout:
-    """VERI-Wild with one of its test sets (``test_3000``, ``test_5000``, ``test_10000``)."""
-    query, gallery = f"train_test_split/{test_name}_query.txt", f"train_test_split/{test_name}.txt"
-    parts = ("images", "train_test_split/train_list.txt", "train_test_split/vehicle_info.txt", query, gallery)
-    return ListLayout(parts, lambda root: _read_veri_wild(root, query, gallery))

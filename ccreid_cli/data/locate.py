@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.words import few
 from ccreid_cli.data.catalog import BUNDLE_NAMES, DatasetInfo, Place, Policy
 
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
-_SHOWN_ENTRIES = 5
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,7 @@ def _what_is_there(info: DatasetInfo, data_dir: Path) -> str:
 
 def _contents(folder: Path) -> str:
     names = [path.name for path in _entries(folder)]
-    if not names:
-        return f"{folder} is empty."
-    more = f" and {len(names) - _SHOWN_ENTRIES} more" if len(names) > _SHOWN_ENTRIES else ""
-    return f"{folder} holds {', '.join(names[:_SHOWN_ENTRIES])}{more}."
+    return f"{folder} holds {few(names, 5)}." if names else f"{folder} is empty."
 
 
 def _most_complete(info: DatasetInfo, data_dir: Path) -> tuple[Path, list[str], list[str]] | None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.locks import LockedError
@@ -33,14 +32,6 @@ class CleanReport:
     freed_bytes: int
     removed: tuple[Path, ...]
     in_use: tuple[Path, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return {
-            "freed_bytes": self.freed_bytes,
-            "removed": [str(path) for path in self.removed],
-            "in_use": [str(path) for path in self.in_use],
-        }
 
 
 def link_dataset(info: DatasetInfo, place: Path, data_dir: Path, reporter: Reporter | None = None) -> Path:

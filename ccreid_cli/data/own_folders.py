@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
-from ccreid_cli.core.words import plural
+from ccreid_cli.core.words import few, plural
 from ccreid_cli.data.file_names import Named, identity_and_camera, is_split_folder
 from ccreid_cli.data.image_files import FolderImages, find_images, subfolders
 
@@ -105,13 +105,6 @@ def find_crops(root: Path, reporter: Reporter) -> dict[str, list[Crop]]:
     tell_of_left_out(root, rest, reporter)
     _tell_of_outside(root, outside.names, folders.values(), reporter)
     return {split: found for split, found in crops.items() if found}
-
-
-def few(names: Iterable[str], shown: int = 3) -> str:
-    """Name the first few, and say how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def _crop(name: str, prefix: str) -> Crop:

@@ -13,9 +13,9 @@ from pathlib import Path
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.names import UNKNOWN, name_of
 from ccreid_cli.core.reporter import Reporter
-from ccreid_cli.core.words import plural
+from ccreid_cli.core.words import few, plural
 from ccreid_cli.data.file_names import camera_of, is_camera_folder, is_split_folder
-from ccreid_cli.data.own_folders import Crop, few
+from ccreid_cli.data.own_folders import Crop
 from ccreid_cli.data.records import SPLITS, Record
 
 

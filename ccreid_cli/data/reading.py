@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.names import UNKNOWN, numbering
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.suggest import did_you_mean
-from ccreid_cli.core.words import plural
+from ccreid_cli.core.words import few, plural
 from ccreid_cli.data.catalog import CATALOG, DatasetInfo, Place, Policy
 from ccreid_cli.data.columns import parse_columns
 from ccreid_cli.data.image_files import find_images
@@ -19,23 +18,7 @@ from ccreid_cli.data.layouts import Scan, is_recognised
 from ccreid_cli.data.locate import Found, find_dataset, how_to_get, missing_error
 from ccreid_cli.data.own_images import is_path_like, load_own_images
 from ccreid_cli.data.records import SPLITS
-from ccreid_cli.data.splits import ReidDataset, Split
-
-__all__ = [
-    "DatasetState",
-    "Problem",
-    "ProblemKind",
-    "ReidDataset",
-    "Split",
-    "build_dataset",
-    "dataset_state",
-    "load_dataset",
-    "problems_of",
-    "read_found",
-    "scan_place",
-]
-
-_SHOWN_NAMES = 3
+from ccreid_cli.data.splits import ReidDataset
 
 
 class ProblemKind(StrEnum):
@@ -85,10 +68,6 @@ class DatasetState:
     num_images: dict[str, int]
     num_ids: dict[str, int]
     problems: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return asdict(self) | {"root": str(self.root) if self.root else None, "problems": list(self.problems)}
 
 
 def load_dataset(
@@ -171,13 +150,12 @@ def build_dataset(info: DatasetInfo, root: Path, scan: Scan) -> ReidDataset:
     """
     if info.cameras is None:
         # What stands in for cameras keeps evaluation from removing anything; it names none.
-        stand_ins = numbering(record.camera for found in scan.records.values() for record in found)
+        stand_ins = numbering(record.camera for record in scan)
         dataset = ReidDataset.from_records(info.name, root, scan.records, camera_numbers=stand_ins)
         train, query, gallery = (replace(split, cameras=(UNKNOWN,) * len(split)) for split in dataset.splits.values())
         return replace(dataset, train=train, query=query, gallery=gallery, has_cameras=False)
     numbers = {str(number): index for index, number in enumerate(info.cameras)}
-    used = {record.camera for found in scan.records.values() for record in found}
-    camera_numbers = {camera: numbers[_without_zeros(camera)] for camera in used}
+    camera_numbers = {record.camera: numbers[_without_zeros(record.camera)] for record in scan}
     return ReidDataset.from_records(info.name, root, scan.records, camera_numbers=camera_numbers)
 
 
@@ -194,18 +172,18 @@ def problems_of(info: DatasetInfo, place: Place, root: Path, scan: Scan) -> list
             problems.append(Problem(ProblemKind.EMPTY, f"no {name} image was found in {where}{_kinds_in(where)}."))
     if scan.absent:
         text = f"{plural(len(scan.absent), 'listed image is', 'listed images are')} not in {root}"
-        problems.append(Problem(ProblemKind.ABSENT, f"{text}: {_few(scan.absent)}."))
+        problems.append(Problem(ProblemKind.ABSENT, f"{text}: {few(scan.absent)}."))
     strange = _strange_cameras(info, scan)
     if strange:
         known = ", ".join(str(number) for number in info.cameras or ())
         text = f"{root} has {plural(len(strange), 'image')} from cameras that are not its own ({known})"
-        problems.append(Problem(ProblemKind.CAMERAS, f"{text}: {_few(strange)}."))
+        problems.append(Problem(ProblemKind.CAMERAS, f"{text}: {few(strange)}."))
     if scan.misnamed:
         text = f"{root} has {plural(len(scan.misnamed), 'image')} left out, without identity and camera in the name"
-        problems.append(Problem(ProblemKind.NAMES, f"{text}: {_few(scan.misnamed)}."))
+        problems.append(Problem(ProblemKind.NAMES, f"{text}: {few(scan.misnamed)}."))
     if scan.other:
         text = f"{root} has {plural(len(scan.other), 'image')} left out, with endings that the dataset does not have"
-        problems.append(Problem(ProblemKind.NAMES, f"{text}: {_few(scan.other)}."))
+        problems.append(Problem(ProblemKind.NAMES, f"{text}: {few(scan.other)}."))
     return problems + _count_problems(info, place, root, scan)
 
 
@@ -282,11 +260,6 @@ def _make(info: DatasetInfo, data_dir: Path, reporter: Reporter) -> Found | None
     return find_dataset(info, data_dir)
 
 
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN_NAMES:,} more" if len(names) > _SHOWN_NAMES else ""
-    return ", ".join(names[:_SHOWN_NAMES]) + more
-
-
 def _kinds_in(folder: Path) -> str:
     """Say what kinds of files are in a folder without images, as an explanation."""
     endings: dict[str, int] = {}
@@ -295,15 +268,14 @@ def _kinds_in(folder: Path) -> str:
         endings[kind] = endings.get(kind, 0) + 1
     if not endings:
         return ", which is empty"
-    return f", which holds {', '.join(f'{count:,} {kind}' for kind, count in sorted(endings.items())[:_SHOWN_NAMES])}"
+    return f", which holds {', '.join(f'{count:,} {kind}' for kind, count in sorted(endings.items())[:3])}"
 
 
 def _strange_cameras(info: DatasetInfo, scan: Scan) -> list[str]:
     if info.cameras is None:
         return []
     known = set(map(str, info.cameras))
-    everything = [record for split in SPLITS for record in scan.records[split]]
-    return [record.name for record in everything if _without_zeros(record.camera) not in known]
+    return [record.name for record in scan if _without_zeros(record.camera) not in known]
 
 
 def _without_zeros(camera: str) -> str:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +151,8 @@ def _decoded(report: VerifyReport, paths: list[Path], workers: int, reporter: Re
     seconds = time.perf_counter() - start
     shown = ": " + ", ".join(f"{image.path} ({image.reason})" for image in broken[:3]) if broken else ""
     check = Check("images decode", not broken, f"{len(broken):,} of {len(paths):,} broken{shown}")
-    return VerifyReport(
-        report.name,
-        report.root,
-        (*report.checks, check),
-        report.num_images,
-        report.num_ids,
-        num_decoded=len(paths),
-        broken=tuple(broken),
-        seconds=seconds,
+    return replace(
+        report, checks=(*report.checks, check), num_decoded=len(paths), broken=tuple(broken), seconds=seconds
     )
 
 

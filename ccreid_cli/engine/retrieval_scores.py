@@ -158,15 +158,7 @@ def distance_histogram(
 ) -> DistanceHistogram:
     """Count the distances of matching and of other pairs; pairs of one identity and camera are left out.
 
-    Args:
-        query_features: (Q, D) unit rows.
-        query_ids: (Q,) identities.
-        query_cams: (Q,) cameras.
-        gallery_features: (G, D) unit rows.
-        gallery_ids: (G,) identities.
-        gallery_cams: (G,) cameras.
-        num_bins: Bins of equal width between 0 and 4.
-        device: Where to compute; by default where the query features are.
+    The arrays and the device are those of `evaluate_features`; the bins, of equal width, lie between 0 and 4.
 
     Raises:
         DataError: Empty or non-finite features, or widths or lengths that do not fit.

@@ -7,11 +7,12 @@ environment (``CCREID_DATA_DIR``, ``CCREID_LOGS_DIR``) < flags.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccreid_cli.core.components import Component, find_row, look_up, require
-from ccreid_cli.core.config import LABELS, TrainConfig, settings, validate
+from ccreid_cli.core.config import LABELS, TrainConfig, may_change_on_resume, settings, validate
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.method.registry import METHODS
@@ -135,3 +136,47 @@ def check_packages(config: TrainConfig) -> None:
         row = look_up(registry, getattr(config, name))
         if isinstance(row, Component) and row.needs:
             require(*row.needs)
+
+
+def check_places(config: TrainConfig) -> None:
+    """Check that the run's name can be a folder's, and that a recipe, which is text, can hold all paths.
+
+    Raises:
+        UsageError: One of them is not so.
+    """
+    if config.name is not None and (config.name in {"", ".", ".."} or any(part in config.name for part in "/\\\0")):
+        raise UsageError(f'--name "{config.name}" is no name of a folder.', "Use --logs-dir for where it lies.")
+    for name in ("dataset", "data_dir", "logs_dir", "weights"):
+        value = str(getattr(config, name))
+        if not value.isascii() and value != value.encode("utf-8", "replace").decode():
+            raise UsageError(
+                f"{settings()[name].option} {value} holds bytes that are not Unicode (UTF-8); no recipe can name it.",
+                "Rename it, or give a link of another name that leads there.",
+            )
+
+
+def merge_for_resume(stored: TrainConfig, flags: Mapping[str, Any]) -> TrainConfig:
+    """Return the run's settings with what may change taken from `flags`.
+
+    Raises:
+        UsageError: A flag differs from the run's own setting and would alter what is computed.
+    """
+    wanted = validate({**asdict(stored), **flags}, "settings")
+    for name in flags:
+        old, new = getattr(stored, name), getattr(wanted, name)
+        if old != new and name not in may_change_on_resume():
+            raise UsageError(
+                f"{settings()[name].option} cannot change when a run is resumed: it was {old}, now {new}.",
+                f"Start a new run for that. May change: {', '.join(sorted(may_change_on_resume()))}.",
+            )
+    return wanted
+
+
+def with_absolute_places(config: TrainConfig) -> TrainConfig:
+    """Make paths absolute, so that the run can be resumed from anywhere."""
+    update: dict[str, Any] = {"data_dir": config.data_dir.absolute(), "logs_dir": config.logs_dir.absolute()}
+    for name in ("dataset", "weights"):
+        value = getattr(config, name)
+        if ("/" in value or "." in value) and Path(value).exists():
+            update[name] = str(Path(value).absolute())
+    return replace(config, **update)

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ccreid_cli.core.config import TrainConfig, may_change_on_resume, settings, validate
+from ccreid_cli.core.config import TrainConfig, validate
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.core.words import plural
@@ -27,7 +26,14 @@ from ccreid_cli.engine.metric_writers import require_writers
 from ccreid_cli.engine.micro_batches import share_chunks
 from ccreid_cli.engine.recovery import recover
 from ccreid_cli.engine.run_folder import RunFolder, default_name, describe_environment
-from ccreid_cli.engine.settings import ResolvedConfig, check_names, check_packages
+from ccreid_cli.engine.settings import (
+    ResolvedConfig,
+    check_names,
+    check_packages,
+    check_places,
+    merge_for_resume,
+    with_absolute_places,
+)
 from ccreid_cli.engine.trainer import Trainer
 from ccreid_cli.images.opening import ImageSettings, image_settings, is_sharded, keep_on_device, open_paths
 from ccreid_cli.machine.device import (
@@ -102,7 +108,7 @@ def train(
     device, deterministic = resolved.config.device, resolved.config.deterministic
     with _session(device, timeout, deterministic, reporter or SilentReporter()) as session:
         resolved = session.group.on_main(partial(adopt_weights_file, resolved, session.reporter))
-        config = replace(_with_places(resolved.config), device=str(session.choice.device))
+        config = replace(with_absolute_places(resolved.config), device=str(session.choice.device))
         name = session.group.broadcast(config.name or default_name(config))
         run = RunFolder(config.logs_dir / name)
         session.group.on_main(lambda: _refuse_used_name(run))
@@ -150,7 +156,7 @@ def resume(
         content = session.group.on_main(lambda: recover(run, session.reporter))
         if content is not None:
             stored = validate(config_of(content), str(run.path))
-        config = _with_places(merge_for_resume(stored, flags))
+        config = with_absolute_places(merge_for_resume(stored, flags))
         # The folder may have been moved since it was written: where it is now counts.
         config = replace(
             config, device=str(session.choice.device), logs_dir=run.path.parent.absolute(), name=run.path.name
@@ -169,52 +175,13 @@ def resume(
         return _carry_through(config, dataset, model, run, session, content)
 
 
-def merge_for_resume(stored: TrainConfig, flags: Mapping[str, Any]) -> TrainConfig:
-    """Return the run's settings with what may change taken from `flags`.
-
-    Raises:
-        UsageError: A flag differs from the run's own setting and would alter what is computed.
-    """
-    wanted = validate({**asdict(stored), **flags}, "settings")
-    for name in flags:
-        old, new = getattr(stored, name), getattr(wanted, name)
-        if old != new and name not in may_change_on_resume():
-            raise UsageError(
-                f"{settings()[name].option} cannot change when a run is resumed: it was {old}, now {new}.",
-                f"Start a new run for that. May change: {', '.join(sorted(may_change_on_resume()))}.",
-            )
-    return wanted
-
-
-def _with_places(config: TrainConfig) -> TrainConfig:
-    """Make paths absolute, so that the run can be resumed from anywhere."""
-    update: dict[str, Any] = {"data_dir": config.data_dir.absolute(), "logs_dir": config.logs_dir.absolute()}
-    for name in ("dataset", "weights"):
-        value = getattr(config, name)
-        if ("/" in value or "." in value) and Path(value).exists():
-            update[name] = str(Path(value).absolute())
-    return replace(config, **update)
-
-
 def _refuse_impossible(config: TrainConfig) -> None:
     """Refuse early, before anything is downloaded or decoded, what would be refused later."""
     check_names(config)
     check_packages(config)
-    if config.name is not None and (config.name in {"", ".", ".."} or any(part in config.name for part in "/\\\0")):
-        raise UsageError(f'--name "{config.name}" is no name of a folder.', "Use --logs-dir for where it lies.")
-    _refuse_places_without_text(config)
+    check_places(config)
     share_chunks(config.batch_size, config.samples_per_bn, launched_world())
     require_writers(config.tensorboard, config.wandb)
-
-
-def _refuse_places_without_text(config: TrainConfig) -> None:
-    for name in ("dataset", "data_dir", "logs_dir", "weights"):
-        value = str(getattr(config, name))
-        if not value.isascii() and value != value.encode("utf-8", "replace").decode():
-            raise UsageError(
-                f"{settings()[name].option} {value} holds bytes that are not Unicode (UTF-8); no recipe can name it.",
-                "Rename it, or give a link of another name that leads there.",
-            )
 
 
 def _refuse_used_name(run: RunFolder) -> None:

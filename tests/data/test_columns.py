@@ -11,7 +11,8 @@ import pytest
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.data.columns import parse_columns
-from ccreid_cli.data.reading import ReidDataset, load_dataset
+from ccreid_cli.data.reading import load_dataset
+from ccreid_cli.data.splits import ReidDataset
 
 HEADER = "path,id,camera,split\n"
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import SilentReporter
-from ccreid_cli.data.reading import ReidDataset, load_dataset
-from ccreid_cli.data.splits import queries_without_match
+from ccreid_cli.data.reading import load_dataset
+from ccreid_cli.data.splits import ReidDataset, queries_without_match
 
 Write = Callable[..., Path]
 

@@ -12,9 +12,9 @@ import pytest
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.data.catalog import CATALOG, DatasetInfo
-from ccreid_cli.data.reading import ReidDataset, Split, dataset_state, load_dataset
+from ccreid_cli.data.reading import dataset_state, load_dataset
 from ccreid_cli.data.records import Record
-from ccreid_cli.data.splits import queries_without_match
+from ccreid_cli.data.splits import ReidDataset, Split, queries_without_match
 from ccreid_cli.data.statistics import dataset_statistics
 
 Write = Callable[..., Path]
@@ -281,7 +281,7 @@ def test_dataset_state(tmp_path: Path, write_boxes: Write, small: Callable[..., 
     assert (state.state, state.root, state.num_images) == ("present", root, {"train": 3, "query": 2, "gallery": 3})
     next((root / "query").glob("0*.jpg")).unlink()
     state = dataset_state(info, tmp_path)
-    assert state.state == "incomplete" and state.as_json()["problems"]
+    assert state.state == "incomplete" and state.problems
 
 
 def test_statistics(tmp_path: Path, write_boxes: Write) -> None:

@@ -14,7 +14,8 @@ from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.data.install import install_dataset
-from ccreid_cli.data.reading import ReidDataset, load_dataset
+from ccreid_cli.data.reading import load_dataset
+from ccreid_cli.data.splits import ReidDataset
 
 Write = Callable[..., Path]
 
