@@ -21,7 +21,7 @@ WRITING = [
     (["report", "RUN", "-o", "r.html", "--no-images"], "r.html"),
     (["export", "RUN", "-f", "safetensors", "-o", "m.safetensors"], "m.safetensors"),
     (["export", "RUN", "-f", "safetensors"], "small run.safetensors.md"),
-    (["weights", "convert", "RUN", "--to", "official", "-o", "m.pth.tar"], "m.pth.tar"),
+    (["weights", "convert", "RUN", "--to", "safetensors", "-o", "c.safetensors"], "c.safetensors"),
     (["data", "info", "DATASET", "--sheet", "s.png"], "s.png"),
 ]
 
