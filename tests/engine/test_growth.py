@@ -33,7 +33,7 @@ from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
-SMALL, LARGE = 800, 3200
+SMALL, LARGE = 1000, 4000
 LINEAR = 5.0
 """Four times the images may cost at most this many times as much."""
 DIM = 32
