@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     dataset: opt.Dataset = None,
     columns: opt.Columns = None,
+    pattern: opt.Pattern = None,
     resume: opt.Resume = None,
     checkpoint: opt.Checkpoint = "last",
     arch: opt.Arch = None,
@@ -32,6 +33,7 @@ def evaluate(
     workers: opt.Workers = None,
     batch_size: opt.ExtractBatch = None,
     rerank: opt.Rerank = False,
+    tracklets: opt.Tracklets = False,
     camera_norm: opt.CameraNorm = False,
     seed: opt.Seed = None,
     device: opt.Device = None,
@@ -65,6 +67,7 @@ def evaluate(
         # A run is scored where it was trained, unless a flag or the environment names another place.
         data_dir = data_dir or trained_in
         columns = columns or loaded.settings().get("columns")
+        pattern = pattern or loaded.settings().get("pattern")
     result = score_model(
         loaded,
         str(dataset),
@@ -77,12 +80,14 @@ def evaluate(
         workers=4 if workers is None else workers,
         precision=precision or "auto",
         rerank=rerank,
+        tracklets=tracklets,
+        pattern=pattern,
         camera_norm=camera_norm,
         reporter=reporter,
         on_dataset=show_dataset,
     )
     if as_json:
-        output.print_json({**result, "rerank": rerank, "camera_norm": camera_norm})
+        output.print_json({**result, "rerank": rerank, "camera_norm": camera_norm, "tracklets": tracklets})
         return
     label = output.how_scored(rerank, camera_norm) + (checkpoint if resume else "untrained")
     output.print_evaluations(f"{loaded.source}", {label: result})

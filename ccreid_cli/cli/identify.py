@@ -92,6 +92,7 @@ def identify(
     checkpoint: opt.Checkpoint = "last",
     pooling_type: opt.Pooling = None,
     columns: opt.Columns = None,
+    pattern: opt.Pattern = None,
     data_dir: opt.DataDir = None,
     logs_dir: opt.LogsDir = None,
     height: opt.Height = None,
@@ -150,7 +151,7 @@ def identify(
         source = read_embeddings(Path(sources[0]))
         images = source.images
     else:
-        source = images = list_sources(sources, split, places, reporter, columns=columns)
+        source = images = list_sources(sources, split, places, reporter, columns=columns, pattern=pattern)
     if out.suffix.lower() == ".csv" if out else not (as_json or folders):
         check_paths(images.names)
     known_images = _known(known, places, reporter)
@@ -179,7 +180,7 @@ def identify(
         device=embedder.device if embedder else resolve_device(device or "auto").device,
         reporter=reporter,
     )
-    rows = rows_of(gathered, found, split, out.parent if out else Path())
+    rows = rows_of(gathered, found, known_images, split, out.parent if out else Path())
     if out is not None:
         write_or_keep(out, lambda path: write_identities(path, rows))
     made = None

@@ -43,6 +43,7 @@ AllSettings = Annotated[dict[str, Any], FromSettings(settings)]
 SettingsOnResume = Annotated[dict[str, Any], FromSettings(may_change_on_resume)]
 Dataset = Annotated[str | None, FromSetting("dataset")]
 Columns = Annotated[str | None, FromSetting("columns")]
+Pattern = Annotated[str | None, FromSetting("pattern")]
 DataDir = Annotated[Path | None, FromSetting("data_dir")]
 LogsDir = Annotated[Path | None, FromSetting("logs_dir")]
 Workers = Annotated[int | None, FromSetting("workers")]
@@ -145,6 +146,13 @@ CameraNorm = Annotated[
         help="Standardise features within each camera first, by the gallery's statistics. It uses the test cameras, so "
         "it is named beside the score.",
         rich_help_panel=DATA,
+    ),
+]
+
+Tracklets = Annotated[
+    bool,
+    typer.Option(
+        "--tracklets", help="Score tracklets by the mean of their features, not images.", rich_help_panel=DATA
     ),
 ]
 

@@ -49,10 +49,20 @@ class TrainConfig:
     columns: Annotated[
         str,
         Setting(
-            "What a manifest calls path, id, camera, split, query, gallery; a folder takes id=names or id=folders. "
+            "What a manifest calls path, id, camera, split, query, gallery, tracklet, frame, time, checked; a folder "
+            "takes id=names or id=folders. "
             "Example: --columns id=who,camera=site",
             DATA,
             default="by the first line",
+        ),
+    ] = ""
+    pattern: Annotated[
+        str,
+        Setting(
+            "Regular expression for the names of own images in a folder, with groups id, camera, tracklet, frame. "
+            "Example: --pattern '(?P<camera>[0-9]+)_(?P<tracklet>[0-9]+)_(?P<frame>[0-9]+)'",
+            DATA,
+            default="names like cam01_track0005_frame000123.jpg",
         ),
     ] = ""
     data_dir: Annotated[

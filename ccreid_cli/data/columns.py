@@ -8,7 +8,7 @@ identities are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ccreid_cli.core.errors import DataError, UsageError
@@ -16,9 +16,11 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.data.own_labels import Form
 
-FIELDS = ("path", "id", "camera", "split", "query", "gallery")
+FIELDS = ("path", "id", "camera", "split", "query", "gallery", "tracklet", "frame", "time", "checked")
 EXAMPLE = "A manifest looks like: path,id,camera,split (first line), then images/a.jpg,17,2,train"
 _OWN = ("path", "id", "camera", "split")
+_MORE = ("tracklet", "frame", "time", "checked")
+"""Fields that a manifest may have beside them, under these names."""
 _USE = "Example: --columns id=identity,camera=site; fields: " + ", ".join(FIELDS)
 _BOXES = {"bbox", "bbox_x", "x_1", "xmin", "segmentation"}
 
@@ -126,6 +128,8 @@ def find_columns(
     if not chosen and not set(_OWN) <= set(names):
         found = next((_columns_of(program, names) for program in _PROGRAMS if program.needs <= set(names)), None)
     columns = found or Columns({}, {name: name for name in _OWN})
+    more = {name: name for name in _MORE if names.count(name) == 1 and name not in columns.headers}
+    columns = replace(columns, headers={**columns.headers, **more})
     for field, column in columns.headers.items():
         if names.count(column) != 1:
             raise _absent(path, line, field, column, names)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from ccreid_cli.core.errors import DataError
@@ -33,16 +36,19 @@ class _Row:
     camera: str
     split: str
     is_in_both: bool = False
+    tracklet: str = UNKNOWN
+    time: float = math.nan
+    checked: bool = False
 
 
 def read_manifest(path: Path, chosen: Mapping[str, str], reporter: Reporter) -> dict[str, list[Record]]:
     """Read a manifest.
 
-    The first line names the columns path, id, camera and split, in any order; more columns are ignored. Manifests of
-    other programs are known by their columns, and `chosen` names any others (see `data.columns`). Paths are absolute or
-    relative to the manifest. Identities and cameras are names, kept as they are written but for the space around them;
-    an empty field or -1 is none (see `core.names`). Queries and gallery images that have an identity need a camera,
-    too, if any line has one.
+    The first line names the columns path, id, camera and split, in any order, and if need be tracklet, frame or time,
+    and checked; more columns are ignored. Manifests of other programs are known by their columns, and `chosen` names
+    any others (see `data.columns`). Paths are absolute or relative to the manifest. Identities and cameras are names,
+    kept as they are written but for the space around them; an empty field or -1 is none (see `core.names`). Queries and
+    gallery images that have an identity need a camera, too, if any line has one.
 
     Args:
         path: The file.
@@ -65,10 +71,12 @@ def read_manifest(path: Path, chosen: Mapping[str, str], reporter: Reporter) -> 
     _check_rows(path, rows, columns)
     _tell_of_left_out(path, rows, reporter)
     _tell_of_both(path, rows, reporter)
+    _tell_of_times(path, rows, columns, reporter)
     records: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for row in rows:
         if row.split:
-            records[row.split].append(Record(_relative_name(row.path), row.id, _camera(row)))
+            extra = (row.tracklet, row.time, row.checked)
+            records[row.split].append(Record(_relative_name(row.path), row.id, _camera(row), *extra))
     return records
 
 
@@ -86,7 +94,22 @@ def _rows_of(path: Path, line: Row, columns: Columns) -> list[_Row]:
     if columns.unknown and identity.lower() == columns.unknown:
         identity = UNKNOWN
     splits = [values["split"].lower()] if columns.is_own else _splits(path, line.line, values, columns)
-    return [_Row(line.line, values["path"], identity, camera, split, len(splits) > 1) for split in splits]
+    extra = (name_of(values.get("tracklet", "")), _time(values), _checked(values))
+    return [_Row(line.line, values["path"], identity, camera, split, len(splits) > 1, *extra) for split in splits]
+
+
+def _time(values: Mapping[str, str]) -> float:
+    """Return the number of the frame, else the time in seconds; NaN where there is none."""
+    value = values.get("frame") or values.get("time", "")
+    with contextlib.suppress(ValueError):
+        return float(value)
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(value).timestamp()
+    return math.nan
+
+
+def _checked(values: Mapping[str, str]) -> bool:
+    return values.get("checked", "").lower() not in _FALSE
 
 
 def _splits(path: Path, line: int, values: Mapping[str, str], columns: Columns) -> list[str]:
@@ -158,6 +181,16 @@ def _tell_of_both(path: Path, rows: Sequence[_Row], reporter: Reporter) -> None:
     if both:
         how = "queries and gallery at once; none is matched with itself"
         reporter.message(f"{path}: {plural(len(both), 'image is', 'images are')} {how}.")
+
+
+def _tell_of_times(path: Path, rows: Sequence[_Row], columns: Columns, reporter: Reporter) -> None:
+    named = [columns.headers[field] for field in ("frame", "time") if field in columns.headers]
+    without = sum(math.isnan(row.time) for row in rows)
+    if named and without:
+        reporter.warning(
+            f"{path}: {plural(without, 'image has', 'images have')} neither a number nor a date in the column "
+            f"{' or '.join(named)}; nothing is known of what was beside them."
+        )
 
 
 def _relative_name(name: str) -> str:

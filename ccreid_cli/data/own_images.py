@@ -11,16 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.names import UNKNOWN
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.words import plural
 from ccreid_cli.data.columns import form_of
+from ccreid_cli.data.file_names import parse_pattern
 from ccreid_cli.data.image_files import endings_text
 from ccreid_cli.data.locate import is_archive_name
 from ccreid_cli.data.manifest import MANIFEST_ENDINGS, read_manifest
 from ccreid_cli.data.own_folders import find_crops, find_root
-from ccreid_cli.data.own_labels import read_labels
+from ccreid_cli.data.own_labels import read_labels, with_tracks
 from ccreid_cli.data.records import Record
 from ccreid_cli.data.splits import ReidDataset, queries_without_match
 
@@ -31,7 +32,12 @@ def is_path_like(name: str) -> bool:
 
 
 def load_own_images(
-    path: Path, reporter: Reporter, *, columns: Mapping[str, str] | None = None, keep_unknown: bool = False
+    path: Path,
+    reporter: Reporter,
+    *,
+    columns: Mapping[str, str] | None = None,
+    pattern: str = "",
+    keep_unknown: bool = False,
 ) -> ReidDataset:
     """Load a user's own images.
 
@@ -42,6 +48,7 @@ def load_own_images(
             and camera; sub-folders are identities; anything else has neither.
         reporter: Told what was taken for what, and of every image that is left out.
         columns: What the user says the fields are called, or where identities are (see `data.columns`).
+        pattern: As ``--pattern``: a regular expression whose groups say what names of files in a folder mean.
         keep_unknown: Whether queries and gallery images without an identity stay, for what needs no identities;
             otherwise they are left out and counted. Images to train on need none.
 
@@ -54,10 +61,13 @@ def load_own_images(
     if path.is_file():
         root, by_value = path.parent, True
         records = _from_file(path, columns or {}, reporter)
+        if pattern:
+            raise UsageError("--pattern is for folders; a manifest has columns.", "Leave it out.")
     else:
         chosen = form_of(columns or {})
         root = find_root(path, reporter)
         records, by_value = read_labels(root, find_crops(root, reporter), chosen, reporter)
+        records = with_tracks(root, records, parse_pattern(pattern), reporter)
     if not any(records.values()):
         raise DataError(f"no image was found in {path}.", endings_text())
     if not keep_unknown:

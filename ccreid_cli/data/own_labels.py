@@ -6,6 +6,7 @@ guessed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -14,7 +15,7 @@ from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.names import UNKNOWN, name_of
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.words import few, plural
-from ccreid_cli.data.file_names import camera_of, is_camera_folder, is_split_folder
+from ccreid_cli.data.file_names import Tracked, camera_of, is_camera_folder, is_split_folder, of_tracker
 from ccreid_cli.data.own_folders import Crop
 from ccreid_cli.data.records import SPLITS, Record
 
@@ -148,6 +149,51 @@ def _refuse_other_folders(root: Path, crops: Sequence[Crop]) -> None:
                 f"{plural(len(folders), 'identity', 'identities')}.",
                 _MANIFEST,
             )
+
+
+def with_tracks(
+    root: Path, records: dict[str, list[Record]], pattern: re.Pattern[str] | None, reporter: Reporter
+) -> dict[str, list[Record]]:
+    """Add what names of a tracker's crops say: camera, tracklet and frame, and with a pattern of the user's the id.
+
+    Args:
+        root: The folder, for messages.
+        records: Images by split.
+        pattern: What the user says the names are; by default names like ``cam01_track0005_frame000123.jpg`` are known.
+        reporter: Told what was taken.
+
+    Raises:
+        DataError: A name does not fit the user's pattern.
+    """
+    found = {
+        record.name: said
+        for split in SPLITS
+        for record in records[split]
+        if (said := of_tracker(record.name.rpartition("/")[2], *([pattern] if pattern else ())))
+    }
+    everything = [record for split in SPLITS for record in records[split]]
+    stray = next((record for record in everything if record.name not in found), None)
+    if pattern and stray:
+        raise DataError(f"{root / stray.name}: its name does not fit --pattern {pattern.pattern}.")
+    if not found:
+        return records
+    count = len({said.tracklet for said in found.values()} - {UNKNOWN})
+    reporter.message(
+        f"{root}: {len(found):,} of {len(everything):,} names are a tracker's: {plural(count, 'tracklet')}; its images "
+        "show one object, and tracks of one camera at one time different ones."
+    )
+    return {split: [_with_track(record, found.get(record.name)) for record in part] for split, part in records.items()}
+
+
+def _with_track(record: Record, said: Tracked | None) -> Record:
+    if said is None:
+        return record
+    return record._replace(
+        identity=said.identity or record.identity,
+        camera=said.camera or record.camera,
+        tracklet=said.tracklet,
+        time=said.frame,
+    )
 
 
 def _record(crop: Crop, form: Form) -> Record:

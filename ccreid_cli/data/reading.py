@@ -71,7 +71,13 @@ class DatasetState:
 
 
 def load_dataset(
-    name: str, data_dir: Path, reporter: Reporter, *, columns: str | None = None, keep_unknown: bool = False
+    name: str,
+    data_dir: Path,
+    reporter: Reporter,
+    *,
+    columns: str | None = None,
+    pattern: str | None = None,
+    keep_unknown: bool = False,
 ) -> ReidDataset:
     """Load a dataset of the catalogue, or a user's own images.
 
@@ -80,6 +86,7 @@ def load_dataset(
         data_dir: The data directory; read for names of the catalogue only.
         reporter: Told of everything that is not as published or was guessed.
         columns: As ``--columns``: where own images have what (see `data.columns`).
+        pattern: As ``--pattern``: what names of own files mean (see `data.file_names`).
         keep_unknown: Whether own queries and gallery images without an identity stay (see `load_own_images`).
 
     Returns:
@@ -91,9 +98,11 @@ def load_dataset(
     """
     info = CATALOG.get(name)
     if info is None:
-        return _load_own(name, reporter, parse_columns(columns), keep_unknown)
-    if columns:
-        raise UsageError(f"--columns is for images of your own, not for {name}.", "Leave it out.")
+        return _load_own(name, reporter, parse_columns(columns), pattern or "", keep_unknown)
+    if columns or pattern:
+        raise UsageError(
+            f"{'--columns' if columns else '--pattern'} is for images of your own, not for {name}.", "Leave it out."
+        )
     found = find_dataset(info, data_dir)
     if found is None and info.policy is Policy.MADE:
         found = _make(info, data_dir, reporter)
@@ -101,7 +110,7 @@ def load_dataset(
         folder = Path(name)
         if folder.is_dir() and find_images(folder).names:
             reporter.message(f"{name} is not in {data_dir}; the folder {folder.absolute()} is taken.")
-            return _load_own(f"./{name}", reporter, {}, keep_unknown)
+            return _load_own(f"./{name}", reporter, {}, "", keep_unknown)
         raise missing_error(info, data_dir)
     if not found.is_official:
         reporter.message(f"{info.name}: taken from {found.root}, which holds {', '.join(found.place.layout.parts)}.")
@@ -207,12 +216,12 @@ def dataset_state(info: DatasetInfo, data_dir: Path) -> DatasetState:
     )
 
 
-def _load_own(name: str, reporter: Reporter, columns: dict[str, str], keep_unknown: bool) -> ReidDataset:
+def _load_own(name: str, reporter: Reporter, columns: dict[str, str], pattern: str, keep_unknown: bool) -> ReidDataset:
     path = Path(name).expanduser()
     if path.exists():
         try:
-            known = None if columns else _own_copy(path, reporter)
-            return known or load_own_images(path, reporter, columns=columns, keep_unknown=keep_unknown)
+            known = None if columns or pattern else _own_copy(path, reporter)
+            return known or load_own_images(path, reporter, columns=columns, pattern=pattern, keep_unknown=keep_unknown)
         except OSError as error:
             raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
     if is_path_like(name):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
+
+from ccreid_cli.core.names import UNKNOWN
 
 SPLITS = ("train", "query", "gallery")
 
@@ -14,8 +17,14 @@ class Record(NamedTuple):
         name: POSIX path relative to the dataset's root (an absolute path where a manifest gives one).
         identity: Who or what it shows ("0002"); `UNKNOWN` where nobody says.
         camera: What took it ("1"); `UNKNOWN` likewise.
+        tracklet: The track of one camera that it is of; `UNKNOWN` likewise.
+        time: Number of its frame, or seconds; NaN where nobody says.
+        checked: Whether a person has confirmed the identity, or that there is none.
     """
 
     name: str
     identity: str
     camera: str
+    tracklet: str = UNKNOWN
+    time: float = math.nan
+    checked: bool = False

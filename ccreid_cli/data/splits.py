@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,52 @@ from numpy.typing import NDArray
 
 from ccreid_cli.core.names import UNKNOWN, numbering
 from ccreid_cli.data.records import SPLITS, Record
+
+
+@dataclass(frozen=True, eq=False)
+class Tracks:
+    """What is known of N images beside identities and cameras: which are of one object, and which cannot be.
+
+    Attributes:
+        tracklets: N names of tracks of one camera; `UNKNOWN` is none.
+        times: (N,) float64 number of the frame, or seconds; NaN is unknown.
+        checked: (N,) bool, whether a person has confirmed the identity, or that there is none.
+    """
+
+    tracklets: tuple[str, ...]
+    times: NDArray[np.float64]
+    checked: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.tracklets)
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Tracks | None:
+        """Return those of some images; None where nothing is known."""
+        times = np.array([record.time for record in records], dtype=np.float64)
+        checked = np.array([record.checked for record in records], dtype=np.bool_)
+        tracklets = tuple([record.tracklet for record in records])
+        return cls(tracklets, times, checked) if any(tracklets) or checked.any() or np.isfinite(times).any() else None
+
+    def select(self, which: NDArray[Any]) -> Tracks:
+        """Return those of the images at positions `which`."""
+        return Tracks(tuple([self.tracklets[i] for i in which]), self.times[which], self.checked[which])
+
+    @staticmethod
+    def join(parts: Sequence[tuple[int, Tracks | None]]) -> Tracks | None:
+        """Return those of several lists of images one after another.
+
+        Args:
+            parts: How many images each list has, and what is known of them.
+        """
+        if all(tracks is None for _, tracks in parts):
+            return None
+        known = [tracks or Tracks((UNKNOWN,) * n, np.full(n, np.nan), np.zeros(n, np.bool_)) for n, tracks in parts]
+        return Tracks(
+            tuple(chain.from_iterable(tracks.tracklets for tracks in known)),
+            np.concatenate([tracks.times for tracks in known]),
+            np.concatenate([tracks.checked for tracks in known]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +73,7 @@ class Split:
         cameras: N names of cameras, likewise.
         person_ids: (N,) int64 numbers of the identities within the dataset, for computations; -1 is unknown.
         camera_ids: (N,) int64 numbers of the cameras within the dataset, from 0.
+        tracks: What else is known of the images, if anything.
     """
 
     root: Path
@@ -34,9 +82,11 @@ class Split:
     cameras: tuple[str, ...]
     person_ids: NDArray[np.int64]
     camera_ids: NDArray[np.int64]
+    tracks: Tracks | None = None
 
     def __post_init__(self) -> None:
-        columns = (self.names, self.identities, self.cameras, self.person_ids, self.camera_ids)
+        columns: list[Sized] = [self.names, self.identities, self.cameras, self.person_ids, self.camera_ids]
+        columns += [self.tracks] if self.tracks else []
         if len(set(map(len, columns))) != 1:
             raise ValueError("names, identities, cameras and their numbers must be of one length")
 
@@ -75,7 +125,8 @@ class Split:
             return tuple([texts[i] for i in chosen])
 
         texts = (pick(self.names), pick(self.identities), pick(self.cameras))
-        return Split(self.root, *texts, self.person_ids[chosen], self.camera_ids[chosen])
+        tracks = self.tracks.select(chosen) if self.tracks else None
+        return Split(self.root, *texts, self.person_ids[chosen], self.camera_ids[chosen], tracks)
 
     @classmethod
     def empty(cls, root: Path) -> Split:
@@ -102,6 +153,7 @@ class Split:
             cameras=tuple([record.camera for record in ordered]),
             person_ids=np.array([persons[record.identity] for record in ordered], dtype=np.int64),
             camera_ids=np.array([cameras[record.camera] for record in ordered], dtype=np.int64),
+            tracks=Tracks.of(ordered),
         )
 
 
@@ -112,7 +164,8 @@ class ReidDataset:
     Attributes:
         name: Name in the catalogue, or the path of the user's own images.
         root: Folder that all names are relative to.
-        train: Images to train on. Their identities are used for diagnosis only, never by training.
+        train: Images to train on. Their identities are used for diagnosis only, never by training, but for those that a
+            person has checked.
         query: Images that are searched for.
         gallery: Images that are searched, distractors included.
         has_cameras: Whether any camera is known. Without cameras evaluation removes no gallery image.
@@ -183,6 +236,9 @@ class ReidDataset:
             digest.update("\n".join(split.names).encode("utf-8", "surrogateescape"))
             digest.update(split.person_ids.astype("<i8").tobytes())
             digest.update(split.camera_ids.astype("<i8").tobytes())
+            if split.tracks:
+                digest.update("\n".join(split.tracks.tracklets).encode("utf-8", "surrogateescape"))
+                digest.update(split.tracks.times.astype("<f8").tobytes() + split.tracks.checked.tobytes())
         return digest.hexdigest()
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
-from ccreid_cli.data.splits import ReidDataset
+from ccreid_cli.data.file_names import tracklet_of
+from ccreid_cli.data.splits import ReidDataset, Split
 from ccreid_cli.engine.extraction import extract_features
 from ccreid_cli.engine.retrieval_scores import Evaluation
 from ccreid_cli.engine.shared_scores import evaluate_together
@@ -17,6 +22,7 @@ from ccreid_cli.images.source import ImageSet
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.cameras import normalize_pair_by_camera
+from ccreid_cli.pseudo_labels.constraints import pool_rows
 
 
 @dataclass
@@ -73,6 +79,7 @@ class EvaluationSet:
         *,
         rerank: bool = False,
         camera_norm: bool = False,
+        tracklets: bool = False,
         batch_size: int | None = None,
         check_stop: Callable[[], None] | None = None,
     ) -> Evaluation:
@@ -84,14 +91,44 @@ class EvaluationSet:
             precision: ``fp32`` or ``bf16``.
             rerank: Rank by k-reciprocal re-ranked distances.
             camera_norm: Standardise the features within each camera first, by the gallery's statistics.
+            tracklets: Compare the mean feature of each tracklet of the query with those of the gallery, as MARS is
+                scored; an image in none counts for itself.
             batch_size: Images at once; None for what suits the device.
             check_stop: Called now and then; raises where the run should stop.
 
         Raises:
             UsageError: `camera_norm` with fewer than two known cameras.
+            DataError: `tracklets` without any.
         """
         query, gallery = self.features(model, device, precision, batch_size=batch_size, check_stop=check_stop)
         if camera_norm:
             cameras = self.dataset.query.known_camera_ids(), self.dataset.gallery.known_camera_ids()
             query, gallery = normalize_pair_by_camera(query, cameras[0], gallery, cameras[1])
-        return evaluate_together(query, gallery, self.dataset, self.group, device=device, rerank=rerank)
+        dataset = self.dataset
+        if tracklets:
+            dataset, query, gallery = _by_tracklet(dataset, query, gallery)
+        return evaluate_together(query, gallery, dataset, self.group, device=device, rerank=rerank)
+
+
+def _by_tracklet(
+    dataset: ReidDataset, query: torch.Tensor, gallery: torch.Tensor
+) -> tuple[ReidDataset, torch.Tensor, torch.Tensor]:
+    """Return one image for each tracklet of query and gallery, and the mean feature of its images.
+
+    Raises:
+        DataError: There are no tracklets.
+    """
+    places = [_tracklet_places(split) for split in (dataset.query, dataset.gallery)]
+    first = [np.unique(groups, return_index=True)[1] for groups in places]
+    if len(first[0]) == len(dataset.query) and len(first[1]) == len(dataset.gallery):
+        raise DataError(f"{dataset.name} has no tracklets.", "A manifest names them in a column tracklet.")
+    chosen = replace(dataset, query=dataset.query.select(first[0]), gallery=dataset.gallery.select(first[1]))
+    return chosen, pool_rows(query, places[0]), pool_rows(gallery, places[1])
+
+
+def _tracklet_places(split: Split) -> NDArray[np.int64]:
+    """Number the tracklets of a split by their first images, (N,); an image in none is one of its own."""
+    named = split.tracks.tracklets if split.tracks else [tracklet_of(Path(name).name) for name in split.names]
+    keys = [(named[image], split.identities[image]) if named[image] else image for image in range(len(split))]
+    places: dict[object, int] = {}
+    return np.array([places.setdefault(key, len(places)) for key in keys], dtype=np.int64)

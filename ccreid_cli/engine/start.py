@@ -195,7 +195,9 @@ def _refuse_used_name(run: RunFolder) -> None:
 
 def _read_dataset(config: TrainConfig, session: _Session, on_dataset: DatasetHook | None) -> ReidDataset:
     def read() -> ReidDataset:
-        return load_dataset(config.dataset, config.data_dir, session.reporter, columns=config.columns)
+        return load_dataset(
+            config.dataset, config.data_dir, session.reporter, columns=config.columns, pattern=config.pattern
+        )
 
     dataset = session.group.on_main(read)
     if not len(dataset.train):

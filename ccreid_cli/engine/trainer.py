@@ -40,6 +40,7 @@ from ccreid_cli.machine.stopwatch import synchronize
 from ccreid_cli.method.interface import Method
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, label_quality
+from ccreid_cli.pseudo_labels.constraints import find_constraints
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
 
@@ -87,6 +88,10 @@ class Trainer:
         self.state = TrainState()
         self.optimizer = make_optimizer(model, config.lr, config.weight_decay, config.optimizer)
         self._camera_ids = torch.from_numpy(dataset.train.camera_ids)
+        train = dataset.train
+        self._constraints = find_constraints(train.names, train.cameras, train.identities, train.tracks)
+        if self._constraints:
+            reporter.message(self._constraints.in_words())
         self._known_camera_ids = dataset.train.known_camera_ids()
         self._learning_rate = learning_rate(config)
         self._stop = SharedStop(stop, group, config.print_freq)
@@ -175,6 +180,7 @@ class Trainer:
             features,
             ClusterSettings.of(config),
             camera_ids=self._known_camera_ids,
+            constraints=self._constraints,
             group=self.group,
             reporter=self.reporter,
         )

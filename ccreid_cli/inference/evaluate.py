@@ -22,6 +22,7 @@ def score_model(
     *,
     data_dir: Path,
     columns: str | None = None,
+    pattern: str | None = None,
     height: int | None,
     width: int | None,
     resize: str | None = None,
@@ -30,6 +31,7 @@ def score_model(
     precision: str,
     rerank: bool,
     camera_norm: bool = False,
+    tracklets: bool = False,
     reporter: Reporter,
     on_dataset: Callable[[ReidDataset], None] | None = None,
 ) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def score_model(
         dataset_name: A dataset's name, or a path.
         data_dir: Folder of the datasets.
         columns: As ``--columns``.
+        pattern: As ``--pattern``.
         height: Input height; None for the one it was trained at, else the dataset's usual one.
         width: Input width, likewise.
         resize: How images are resized; None for what the checkpoint says.
@@ -48,6 +51,7 @@ def score_model(
         precision: ``auto``, ``fp32`` or ``bf16``.
         rerank: Score k-reciprocal re-ranked distances.
         camera_norm: Standardise features within each camera first, by the gallery's statistics.
+        tracklets: Score tracklets by the mean of their features, not images.
         reporter: Where progress goes.
         on_dataset: Called with the dataset once it is read.
 
@@ -58,7 +62,7 @@ def score_model(
         DataError: The dataset is missing, broken, or cannot be scored.
         UsageError: `camera_norm` with fewer than two known cameras.
     """
-    dataset = load_dataset(dataset_name, data_dir, reporter, columns=columns)
+    dataset = load_dataset(dataset_name, data_dir, reporter, columns=columns, pattern=pattern)
     if on_dataset:
         on_dataset(dataset)
     if dataset.why_not_scored:
@@ -69,6 +73,12 @@ def score_model(
     images = image_settings(prepared.height, prepared.width, workers, data_dir, resize=prepared.resize)
     evaluation_set = EvaluationSet(dataset, images, Group(device=loaded.device), reporter)
     evaluation = evaluation_set.score(
-        loaded.model, loaded.device, settled, rerank=rerank, camera_norm=camera_norm, batch_size=batch_size
+        loaded.model,
+        loaded.device,
+        settled,
+        rerank=rerank,
+        camera_norm=camera_norm,
+        tracklets=tracklets,
+        batch_size=batch_size,
     )
     return evaluation.as_json()

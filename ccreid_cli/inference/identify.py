@@ -16,7 +16,8 @@ from ccreid_cli.core.names import UNKNOWN, number_names
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.side_tasks import side_task
 from ccreid_cli.core.words import plural
-from ccreid_cli.data.file_names import camera_of
+from ccreid_cli.data.file_names import camera_of, of_tracker
+from ccreid_cli.data.splits import Tracks
 from ccreid_cli.inference.embedder import Embedder
 from ccreid_cli.inference.embedding_file import EmbeddingFile
 from ccreid_cli.inference.identities import Identities, Ints, name_after_known, name_by_clusters
@@ -26,6 +27,7 @@ from ccreid_cli.inference.kept_chunks import KeptChunks, embed_in_chunks
 from ccreid_cli.inference.search import check_same_model
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, label_quality
+from ccreid_cli.pseudo_labels.constraints import Constraints, find_constraints
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
 
@@ -59,6 +61,10 @@ class KnownImages:
 
     images: ImageList
     places: Mapping[str, int] = field(default_factory=dict)
+
+    def checked(self) -> NDArray[np.bool_]:
+        """Return which of them a person has looked at, (N,)."""
+        return self.images.tracks.checked if self.images.tracks else np.zeros(len(self.images), dtype=np.bool_)
 
     @classmethod
     def of(cls, images: ImageList) -> KnownImages:
@@ -135,8 +141,11 @@ def identify(
     Returns:
         The names of all images of `gathered`.
     """
-    features = gathered.content.features
-    camera_ids = number_names(cameras_of(gathered.content.images))[0]
+    features, images = gathered.content.features, gathered.content.images
+    constraints = constraints_of(images)
+    if constraints:
+        reporter.message(constraints.in_words())
+    camera_ids = number_names(cameras_of(images))[0]
     settings = replace(settings, drop_single_camera=False)  # what is doubtful to learn from is still somebody
 
     def cluster(rows: Ints) -> Ints:
@@ -144,29 +153,42 @@ def identify(
             return np.empty(0, dtype=np.int64)
         chosen = features if len(rows) == len(features) else features[rows]
         cameras = camera_ids[rows] if (camera_ids >= 0).any() else None
-        group = Group(device=device)
-        return pseudo_labels(chosen, settings, camera_ids=cameras, group=group, reporter=reporter).labels
+        return pseudo_labels(
+            chosen,
+            settings,
+            camera_ids=cameras,
+            constraints=constraints.select(rows) if constraints else None,
+            group=Group(device=device),
+            reporter=reporter,
+        ).labels
 
     if known is None:
         return name_by_clusters(features, cluster)
-    ids = known.images.ids or (UNKNOWN,) * len(known.images)
-    is_known = np.array([place >= 0 and ids[place] != UNKNOWN for place in gathered.known.tolist()], dtype=np.bool_)
-    names = [ids[place] if place >= 0 else UNKNOWN for place in gathered.known.tolist()]
-    return name_after_known(features, names, is_known, false_match_rate, cluster)
+    ids, checked = known.images.ids or (UNKNOWN,) * len(known.images), known.checked()
+    places = gathered.known.tolist()
+    is_known = np.array([place >= 0 and bool(ids[place] or checked[place]) for place in places], dtype=np.bool_)
+    names = [ids[place] if place >= 0 else UNKNOWN for place in places]
+    return name_after_known(features, names, is_known, false_match_rate, cluster, constraints)
 
 
-def rows_of(gathered: Gathered, found: Identities, split: str | None, folder: Path) -> list[IdentityRow]:
+def rows_of(
+    gathered: Gathered, found: Identities, known: KnownImages | None, split: str | None, folder: Path
+) -> list[IdentityRow]:
     """Return a line for each of the images to name.
 
     Args:
         gathered: The images.
         found: Their names.
+        known: The known images: what a person has checked stays checked.
         split: The split of all of them; None takes each one's own, and train where nothing is known.
         folder: Of the table: paths are relative to it.
     """
     images = gathered.content.images
     cameras = cameras_of(images)
     splits = images.splits.tolist() if images.splits is not None else [split or "train"] * len(images)
+    checked = images.tracks.checked if images.tracks else np.zeros(len(images), dtype=np.bool_)
+    if known is not None:
+        checked = (gathered.known >= 0) & known.checked()[gathered.known]
     confidence = [None if np.isnan(value) else float(value) for value in found.confidence]
     return [
         IdentityRow(
@@ -175,16 +197,36 @@ def rows_of(gathered: Gathered, found: Identities, split: str | None, folder: Pa
             cameras[row],
             splits[row] or "train",
             confidence[row],
-            nearest=found.nearest[row],
+            bool(checked[row]),
+            found.nearest[row],
         )
         for row, file in enumerate(images.paths)
         if gathered.asked[row]
     ]
 
 
+def constraints_of(images: ImageList) -> Constraints | None:
+    """Return which images show one object and which do not, where anything is known of that.
+
+    Names of a tracker's crops are known for what they are in a plain folder, too.
+    """
+    tracks = images.tracks
+    if tracks is None and images.ids is None:
+        said = [of_tracker(Path(name).name) for name in images.names]
+        names = tuple([track.tracklet if track else UNKNOWN for track in said])
+        times = np.array([track.frame if track else np.nan for track in said], dtype=np.float64)
+        tracks = Tracks(names, times, np.zeros(len(images), dtype=np.bool_)) if any(names) else None
+    return find_constraints(images.names, cameras_of(images), images.ids or (UNKNOWN,) * len(images), tracks)
+
+
 def cameras_of(images: ImageList) -> tuple[str, ...]:
     """Return the camera of each image, by its file name where nothing else says it; `UNKNOWN` for none."""
-    return images.cams or tuple([camera_of(Path(name).name) for name in images.names])
+    return images.cams or tuple([_camera_of(Path(name).name) for name in images.names])
+
+
+def _camera_of(file_name: str) -> str:
+    said = of_tracker(file_name)
+    return said.camera if said else camera_of(file_name)
 
 
 def quality_of(gathered: Gathered, found: Identities, reporter: Reporter) -> dict[str, float]:
@@ -214,7 +256,8 @@ def _joined(images: ImageList, more: ImageList) -> ImageList:
     unknown = (UNKNOWN,) * len(more)
     ids, cams = (None if names is None else names + unknown for names in (images.ids, images.cams))
     splits = None if images.splits is None else np.concatenate([images.splits, np.full(len(more), "train")])
-    return ImageList(images.root, images.names + more.names, ids, cams, splits)
+    tracks = Tracks.join([(len(images), images.tracks), (len(more), more.tracks)])
+    return ImageList(images.root, images.names + more.names, ids, cams, splits, tracks)
 
 
 def _extract(

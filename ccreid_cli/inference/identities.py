@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.names import UNKNOWN
 from ccreid_cli.inference.search import best_matches
+from ccreid_cli.pseudo_labels.constraints import Constraints
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -100,7 +102,12 @@ def name_by_clusters(features: Floats, cluster: Cluster) -> Identities:
 
 
 def name_after_known(
-    features: Floats, ids: Sequence[str], is_known: NDArray[np.bool_], false_match_rate: float, cluster: Cluster
+    features: Floats,
+    ids: Sequence[str],
+    is_known: NDArray[np.bool_],
+    false_match_rate: float,
+    cluster: Cluster,
+    constraints: Constraints | None = None,
 ) -> Identities:
     """Name images after known identities, and the rest by their clusters among themselves.
 
@@ -112,6 +119,8 @@ def name_after_known(
         is_known: (N,) which images these are.
         false_match_rate: As of `Thresholds`.
         cluster: Gives labels to the images that are like no known identity.
+        constraints: Images that show one object are taken together; of two that do not, only the more similar one is
+            taken for an identity, and the other is unsure.
 
     Raises:
         DataError: Fewer than two identities are known.
@@ -122,8 +131,10 @@ def name_after_known(
     labels = np.array([places[name] for name in given], dtype=np.int64)
     old = centroids(features, labels)
     thresholds = choose_thresholds(features, labels, old, false_match_rate)
-    similarity, nearest = _nearest(features, old)
+    similarity, nearest = _nearest(features, old, constraints)
     fits = ~is_known & (similarity > thresholds.accept)
+    if constraints:
+        fits &= ~_beside_a_better_one(np.where(fits, nearest, labels), np.where(is_known, 2, similarity), constraints)
     labels[fits] = nearest[fits]
     unsure = ~is_known & ~fits & (similarity >= thresholds.refuse)
     rest = np.flatnonzero(~is_known & ~fits & ~unsure)
@@ -132,7 +143,7 @@ def name_after_known(
     new_names = cluster_names(int(new_labels.max(initial=-1)) + 1, old_names)
     labels = np.where(new_labels >= 0, new_labels + len(old_names), labels)
     confidence = margins(features, labels, np.concatenate([old, centroids(features, new_labels)]))
-    confidence[unsure] = similarity[unsure] - thresholds.accept
+    confidence[unsure] = np.minimum(similarity[unsure] - thresholds.accept, 0)
     return Identities(
         _named(labels, [*old_names, *new_names]),
         confidence,
@@ -146,10 +157,25 @@ def _named(labels: Ints, names: Sequence[str]) -> tuple[str, ...]:
     return tuple([names[label] if label >= 0 else UNKNOWN for label in labels.tolist()])
 
 
-def _nearest(features: Floats, centres: Floats) -> tuple[Floats, Ints]:
-    """Return the largest similarity of each row to a centroid, and which one that is."""
-    best = best_matches(features, centres, 1)
-    return best.similarities[:, 0], best.indices[:, 0]
+def _nearest(features: Floats, centres: Floats, constraints: Constraints | None) -> tuple[Floats, Ints]:
+    """Return the largest similarity of each row, or of the mean of its group, to a centroid, and which one that is."""
+    if constraints is None:
+        best = best_matches(features, centres, 1)
+        return best.similarities[:, 0], best.indices[:, 0]
+    pooled = np.ascontiguousarray(constraints.pool(torch.from_numpy(features)).numpy())
+    best = best_matches(pooled, centres, 1)
+    return best.similarities[constraints.groups, 0], best.indices[constraints.groups, 0]
+
+
+def _beside_a_better_one(labels: Ints, similarity: Floats, constraints: Constraints) -> NDArray[np.bool_]:
+    """Return which rows are apart from a group of the same label that is more similar to it, (N,)."""
+    first = np.unique(constraints.groups, return_index=True)[1]
+    by_group, score = labels[first], similarity[first].copy()
+    np.maximum.at(score, constraints.groups, similarity)
+    left, right = constraints.apart[(by_group[constraints.apart] >= 0).all(axis=1)].T
+    same = by_group[left] == by_group[right]
+    worse = np.where(score[left[same]] >= score[right[same]], right[same], left[same])
+    return np.isin(constraints.groups, worse)
 
 
 def in_order(labels: Ints) -> Ints:

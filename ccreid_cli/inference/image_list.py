@@ -17,6 +17,7 @@ from ccreid_cli.data.image_files import endings_text, find_images, is_image
 from ccreid_cli.data.own_folders import tell_of_left_out
 from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.records import SPLITS
+from ccreid_cli.data.splits import Tracks
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class ImageList:
         ids: N names of identities, `UNKNOWN` where there is none; None for a plain folder.
         cams: N names of cameras, likewise.
         splits: (N,) str, each image's split; None unless several splits are listed together.
+        tracks: What else is known of the images, if anything.
     """
 
     root: Path
@@ -36,6 +38,7 @@ class ImageList:
     ids: tuple[str, ...] | None = None
     cams: tuple[str, ...] | None = None
     splits: NDArray[np.str_] | None = None
+    tracks: Tracks | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,11 +55,20 @@ class ImageList:
             return tuple([names[position] for position in kept])
 
         ids, cams = (None if names is None else pick(names) for names in (self.ids, self.cams))
-        return ImageList(self.root, pick(self.names), ids, cams, None if self.splits is None else self.splits[kept])
+        splits = None if self.splits is None else self.splits[kept]
+        return ImageList(
+            self.root, pick(self.names), ids, cams, splits, self.tracks.select(kept) if self.tracks else None
+        )
 
 
 def list_source(
-    source: str, split: str | None, data_dir: Path, reporter: Reporter, *, columns: str | None = None
+    source: str,
+    split: str | None,
+    data_dir: Path,
+    reporter: Reporter,
+    *,
+    columns: str | None = None,
+    pattern: str | None = None,
 ) -> ImageList:
     """List what a command line names.
 
@@ -66,6 +78,7 @@ def list_source(
         data_dir: The data directory.
         reporter: Told what was taken for what.
         columns: As ``--columns``.
+        pattern: As ``--pattern``; makes a folder one with labels.
 
     Raises:
         UsageError: There is no such split or dataset.
@@ -74,13 +87,19 @@ def list_source(
     if split is not None and split not in SPLITS:
         raise UsageError(f'--split "{split}" is not known.', f"Use one of {', '.join(SPLITS)}, or leave it out.")
     folder = Path(source).expanduser()
-    if source not in CATALOG and split is None and not columns and folder.is_dir():
+    if source not in CATALOG and split is None and not (columns or pattern) and folder.is_dir():
         return list_folder(folder, reporter)
-    return list_labelled(source, data_dir, reporter, split=split, columns=columns)
+    return list_labelled(source, data_dir, reporter, split=split, columns=columns, pattern=pattern)
 
 
 def list_labelled(
-    source: str, data_dir: Path, reporter: Reporter, *, split: str | None = None, columns: str | None = None
+    source: str,
+    data_dir: Path,
+    reporter: Reporter,
+    *,
+    split: str | None = None,
+    columns: str | None = None,
+    pattern: str | None = None,
 ) -> ImageList:
     """List the images of a dataset, folder or manifest with their identities, as ``-d`` reads it.
 
@@ -90,12 +109,13 @@ def list_labelled(
         reporter: Told what was taken for what.
         split: As for `list_source`; None for all.
         columns: As ``--columns``.
+        pattern: As ``--pattern``.
 
     Raises:
         UsageError: There is no such dataset.
         DataError: There is nothing there.
     """
-    dataset = load_dataset(source, data_dir, reporter, columns=columns, keep_unknown=True)
+    dataset = load_dataset(source, data_dir, reporter, columns=columns, pattern=pattern, keep_unknown=True)
     chosen = [split] if split else [name for name in SPLITS if len(dataset.splits[name])]
     parts = [dataset.splits[name] for name in chosen]
     if not any(map(len, parts)):
@@ -106,11 +126,18 @@ def list_labelled(
         tuple(chain.from_iterable(part.identities for part in parts)),
         tuple(chain.from_iterable(part.cameras for part in parts)),
         np.repeat(chosen, [len(part) for part in parts]) if split is None else None,
+        Tracks.join([(len(part), part.tracks) for part in parts]),
     )
 
 
 def list_sources(
-    sources: Sequence[str], split: str | None, data_dir: Path, reporter: Reporter, *, columns: str | None = None
+    sources: Sequence[str],
+    split: str | None,
+    data_dir: Path,
+    reporter: Reporter,
+    *,
+    columns: str | None = None,
+    pattern: str | None = None,
 ) -> ImageList:
     """List what a command line names: image files, or one folder, dataset or manifest.
 
@@ -120,13 +147,14 @@ def list_sources(
         data_dir: The data directory.
         reporter: Told what was taken for what.
         columns: As ``--columns``.
+        pattern: As ``--pattern``.
 
     Raises:
         UsageError: Sources of several kinds are named, or there is no such split or dataset.
         DataError: There is nothing there.
     """
     if len(sources) == 1 and not (is_image(sources[0]) and Path(sources[0]).is_file()):
-        return list_source(sources[0], split, data_dir, reporter, columns=columns)
+        return list_source(sources[0], split, data_dir, reporter, columns=columns, pattern=pattern)
     for source in sources:
         if not is_image(Path(source).name):
             raise UsageError(f"{source} is no image file.", f"Name one folder or dataset, or images. {endings_text()}")

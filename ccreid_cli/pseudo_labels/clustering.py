@@ -68,7 +68,9 @@ def cluster_by_dbscan(
     with watch.stage("jaccard"):
         pairs = near_pairs(table, similarities, indices, settings.k1, settings.k2, group, settings.eps)
     with watch.stage("clustering"):
-        return group.on_main(lambda: dbscan(graph_from_pairs(pairs, len(table)), settings.eps, settings.min_samples))
+        return group.on_main(
+            lambda: dbscan(graph_from_pairs(pairs, len(table)), settings.eps, settings.min_samples, table.counts)
+        )
 
 
 def cluster_by_infomap(
@@ -84,13 +86,16 @@ def cluster_by_infomap(
         )
 
 
-def dbscan(graph: sparse.csr_matrix, eps: float, min_samples: int = 4) -> NDArray[np.int64]:
+def dbscan(
+    graph: sparse.csr_matrix, eps: float, min_samples: int = 4, counts: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Cluster by density (Ester et al., KDD 1996) on a sparse graph of distances.
 
     Args:
         graph: (N, N) distances; pairs that are not stored are far apart, stored zeros are as near as can be.
         eps: Largest distance of two neighbours.
         min_samples: Images within eps, itself included, that make an image a core of a cluster.
+        counts: How many images each row stands for, (N,); None for one each.
 
     Returns:
         Labels (N,), in the order of the clusters' first core images; -1 marks outliers.
@@ -98,7 +103,9 @@ def dbscan(graph: sparse.csr_matrix, eps: float, min_samples: int = 4) -> NDArra
     if graph.shape[0] == 0:
         return np.empty(0, dtype=np.int64)
     by_distance = sort_graph_by_row_values(graph, copy=True, warn_when_not_sorted=False)
-    labels = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(by_distance).labels_
+    labels = (
+        DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(by_distance, sample_weight=counts).labels_
+    )
     return np.asarray(labels, dtype=np.int64)
 
 

@@ -37,6 +37,7 @@ class FeatureTable:
         device: Where to compute; None keeps a tensor where it is. Anything but CUDA computes on the CPU.
         search_dtype: Number format of the candidate search; None takes the fastest; the result is the same.
         block_bytes: Memory for one block of scores; None takes 32 MiB on the CPU, at most an eighth of a GPU's free.
+        counts: How many images each row stands for, (N,); None for one each.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class FeatureTable:
         *,
         search_dtype: torch.dtype | None = None,
         block_bytes: int | None = None,
+        counts: NDArray[np.int64] | None = None,
     ) -> None:
+        self.counts = counts
         rows = features if isinstance(features, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(features))
         wanted = device or rows.device
         self.device = wanted if wanted.type == "cuda" else torch.device("cpu")

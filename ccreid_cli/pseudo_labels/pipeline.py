@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ccreid_cli.pseudo_labels.cameras import (
     without_single_camera_clusters,
 )
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
+from ccreid_cli.pseudo_labels.constraints import Constraints, separate
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
 from ccreid_cli.pseudo_labels.registry import load_clusterer
 
@@ -49,6 +51,7 @@ def pseudo_labels(
     settings: ClusterSettings,
     *,
     camera_ids: NDArray[np.int64] | None = None,
+    constraints: Constraints | None = None,
     group: Group | None = None,
     reporter: Reporter | None = None,
 ) -> PseudoLabels:
@@ -61,6 +64,7 @@ def pseudo_labels(
         features: (N, D), any float type, the same in every process; rows that are not of unit length are normalised.
         settings: Clusterer and thresholds.
         camera_ids: (N,) camera of each image, negative where unknown, for the settings that use them.
+        constraints: Which images show one object and which do not; all labels keep to it.
         group: The processes that share the work, and the device; None computes alone where the features are.
         reporter: Told when a GPU has too little memory and the CPU computes the same; without one that is an error.
 
@@ -73,17 +77,21 @@ def pseudo_labels(
     """
     group = group or Group(device=features.device if isinstance(features, torch.Tensor) else None)
     if reporter is None or group.world > 1 or group.device.type == "cpu":
-        return _label(features, settings, camera_ids, group)
-    found = unless_out_of_memory(lambda: _label(features, settings, camera_ids, group))
+        return _label(features, settings, camera_ids, constraints, group)
+    found = unless_out_of_memory(lambda: _label(features, settings, camera_ids, constraints, group))
     if found is not None:
         return found
     reporter.warning(f"the pseudo-labels do not fit into the memory of {group.device}: computing the same on the CPU.")
     torch.cuda.empty_cache()
-    return _label(features, settings, camera_ids, Group())
+    return _label(features, settings, camera_ids, constraints, Group())
 
 
 def _label(
-    features: FeatureArray, settings: ClusterSettings, camera_ids: NDArray[np.int64] | None, group: Group
+    features: FeatureArray,
+    settings: ClusterSettings,
+    camera_ids: NDArray[np.int64] | None,
+    constraints: Constraints | None,
+    group: Group,
 ) -> PseudoLabels:
     cluster = load_clusterer(settings.method)
     if len(features) == 0:
@@ -93,8 +101,14 @@ def _label(
         rows = _unit_rows(features, group.device)
         if settings.camera_norm and camera_ids is not None:
             rows = normalize_by_camera(rows, camera_ids)
-        table = FeatureTable(rows, group.device)
+        if constraints is None:
+            table = FeatureTable(rows, group.device)
+        else:
+            settings = constraints.scaled(settings)
+            table = FeatureTable(constraints.pool(rows), group.device, counts=constraints.sizes())
     labels = cluster(table, settings, group, watch)
+    if constraints is not None:
+        labels = constraints.spread(group.on_main(partial(separate, table, labels, constraints, settings)))
     share = None
     if camera_ids is not None and num_known(camera_ids) > 1:
         share = cross_camera_share(labels, camera_ids)

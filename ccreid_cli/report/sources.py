@@ -97,7 +97,9 @@ def open_network(records: Sources, run: RunFolder, checkpoint: str, device: str,
     notes = records.notes
     config = records.config
     dataset = notes.attempt(
-        lambda: load_dataset(config.dataset, records.data_dir, notes.reporter, columns=config.columns)
+        lambda: load_dataset(
+            config.dataset, records.data_dir, notes.reporter, columns=config.columns, pattern=config.pattern
+        )
     )
     if dataset is None:
         return records

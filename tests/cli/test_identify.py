@@ -139,6 +139,35 @@ def test_an_interrupted_extraction_goes_on(crops: Path, run: Cli, monkeypatch: p
     assert not Path(".who.csv.features").exists()
 
 
+def test_tracks_stay_whole_and_what_is_beside_apart(crops: Path, run: Cli) -> None:
+    """Images of two people each make a track, against all likeness, and all tracks are seen at one time."""
+    for number, file in enumerate(sorted(crops.rglob("*.jpg"))):
+        file.rename(crops / f"cam1_track{number // 8}_frame{number % 8}.jpg")
+    done = run(crops, "--k1", 8, "--k2", 1, "--min-samples", 2, "--eps", 0.99)
+    rows = list(csv.DictReader(done.out.splitlines()))
+    assert len(rows) == 32 and {row["camera"] for row in rows} == {"1"}
+    ids = {row["path"].rsplit("_", 1)[0]: row["id"] for row in rows}
+    assert all(ids[row["path"].rsplit("_", 1)[0]] == row["id"] for row in rows)
+    named = [name for name in ids.values() if name]
+    assert len(ids) == 4 and len(set(named)) == len(named) > 0
+
+
+def test_what_a_person_has_checked_stays(crops: Path, run: Cli) -> None:
+    """Also where that is in no identity; and a checked table is a source of its own."""
+    files = [file.as_posix() for file in sorted(crops.rglob("*.jpg"))]
+    lines = [f"{file},{'ada' if number < 9 else 'bea'},1,train,,1" for number, file in enumerate(files[:12])]
+    lines[3] = f"{files[3]},,1,train,,1"
+    Path("known.csv").write_text("\n".join(["path,id,camera,split,confidence,checked", *lines, ""]))
+    done = run(crops, "--known", "known.csv", *LABELS)
+    rows = list(csv.DictReader(done.out.splitlines()))
+    assert [row["id"] for row in rows[:12]] == ["ada"] * 3 + [""] + ["ada"] * 5 + ["bea"] * 3
+    assert [row["checked"] for row in rows] == ["1"] * 12 + [""] * 20
+    again = list(csv.DictReader(run("known.csv", *LABELS).out.splitlines()))
+    groups = [row["id"] for row in again]
+    assert len(set(groups[:3] + groups[4:9])) == 1 == len(set(groups[9:])) and groups[3] == ""
+    assert groups[0] != groups[11] or groups[0] == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
