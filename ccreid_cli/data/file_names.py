@@ -28,7 +28,8 @@ _SPLIT_FOLDER = re.compile(
 
 
 _OF_A_TRACKER = re.compile(
-    r"(?:cam|camera|c)[-_]?(?P<camera>[0-9]+|[a-z])[-_](?:tracklet|track|trk|tid|t)[-_]?(?P<tracklet>[0-9]+)"
+    r"(?<![0-9a-z])(?:cam|camera|c)[-_]?(?P<camera>[0-9]+|[a-z])"
+    r"[-_](?:tracklet|track|trk|tid|t)[-_]?(?P<tracklet>[0-9]+)"
     r"(?:[-_](?:frame|frm|f)[-_]?(?P<frame>[0-9]+))?(?![0-9a-z])",
     re.IGNORECASE,
 )

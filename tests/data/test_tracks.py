@@ -76,7 +76,7 @@ def test_names_of_trackers(name: str, camera: str, tracklet: str, frame: float) 
     assert said.frame == frame or (math.isnan(said.frame) and math.isnan(frame))
 
 
-@pytest.mark.parametrize("name", ["0002_c1s1_000451_03.jpg", "cam01.jpg", "track5.jpg", "scam1_track.jpg", "a.jpg"])
+@pytest.mark.parametrize("name", ["0002_c1s1_000451_03.jpg", "cam01.jpg", "track5.jpg", "abc1_t5_f7.jpg", "a.jpg"])
 def test_other_names_are_none(name: str) -> None:
     assert of_tracker(name) is None
 
