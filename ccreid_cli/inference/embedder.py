@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.engine.checkpoint import digest
-from ccreid_cli.engine.extraction import checked_batch_size, extract_features
+from ccreid_cli.engine.extraction import checked_batch_size, extract_features, prepared
 from ccreid_cli.images.decoding import BROKEN_HINT, Broken, Decoder, decode, describe_broken, reason_of, to_pixels
 from ccreid_cli.images.store import ImageStore
 from ccreid_cli.inference.embedding_file import EmbeddingFile
@@ -71,6 +73,10 @@ class Embedder:
         self.precision = precision
         self.preprocessing = preprocessing
         self.fingerprint: str = fingerprint_of(loaded.model)
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        return prepared(self.model, self.device, self.precision)
 
     @property
     def embedding_dim(self) -> int:
@@ -156,6 +162,7 @@ class Embedder:
             device=self.device,
             precision=self.precision,
             batch_size=len(pixels),
+            network=self._network,
         )
         rows: NDArray[np.float32] = features.cpu().numpy()
         return rows

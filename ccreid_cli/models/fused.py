@@ -9,80 +9,51 @@ from __future__ import annotations
 
 import copy
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ccreid_cli.models.backbones import Backbone, ResNetBackbone
-from ccreid_cli.models.osnet import ConvNorm, LightConv
+from ccreid_cli.models.fused_convolution import ACTIVATIONS, NONE, FusedConvolution
+from ccreid_cli.models.osnet import ConvNorm, LightConv, OmniScaleBlock, SearchedBlock
 from ccreid_cli.models.reid_net import ReidNet
-
-_ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
-    nn.ReLU: ("relu", []),
-    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
-    nn.SiLU: ("swish", []),
-}
-_NONE: tuple[str, list[float]] = ("none", [])
-
-
-class FusedConvolution(nn.Module):
-    """A convolution, what is left of its batch norm, and an activation, as one operation of oneDNN.
-
-    Args:
-        convolution: With batch norm folded in, if there was one.
-        activation: Name and scalars of the activation.
-        dtype: To compute in.
-    """
-
-    def __init__(self, convolution: nn.Conv2d, activation: tuple[str, list[float]], dtype: torch.dtype) -> None:
-        super().__init__()
-        self._weight = convolution.weight.detach().to(dtype, memory_format=torch.channels_last)
-        self._bias = None if convolution.bias is None else convolution.bias.detach().to(dtype)
-        self._where: tuple[Any, ...] = (
-            convolution.padding,
-            convolution.stride,
-            convolution.dilation,
-            convolution.groups,
-        )
-        self._activation = activation
-        self._dtype = dtype
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Turn (B, C, H, W) into (B, C', H', W') in `dtype`."""
-        name, scalars = self._activation
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            maps.to(self._dtype), self._weight, self._bias, *self._where, name, scalars, ""
-        )
-        return result
-
-    def add_to(self, shortcut: Tensor, maps: Tensor) -> Tensor:
-        """Return relu(convolution of `maps` + `shortcut`), overwriting `shortcut`."""
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
-            shortcut, maps, self._weight, self._bias, *self._where, "add", 1.0, "relu", [], ""
-        )
-        return result
 
 
 class FusedBlock(nn.Module):
-    """A block of a ResNet.
+    """A residual block, whose last convolution adds the shortcut and applies the activation.
 
     Args:
         steps: All of its main path but the last convolution.
         last: That convolution.
         shortcut: What the input passes on the other path; None for nothing.
+        relu: Whether a ReLU follows the sum.
     """
 
-    def __init__(self, steps: nn.Module, last: FusedConvolution, shortcut: nn.Module | None) -> None:
+    def __init__(
+        self, steps: nn.Module, last: FusedConvolution, shortcut: nn.Module | None, *, relu: bool = True
+    ) -> None:
         super().__init__()
-        self._steps, self._last, self._shortcut = steps, last, shortcut
+        self._steps, self._last, self._shortcut, self._relu = steps, last, shortcut, relu
 
     def forward(self, maps: Tensor) -> Tensor:
         """Turn (B, C, H, W) into (B, C', H', W'); the input may be overwritten."""
         inner = self._steps(maps)
-        return self._last.add_to(maps if self._shortcut is None else self._shortcut(maps), inner)
+        return self._last.add_to(maps if self._shortcut is None else self._shortcut(maps), inner, relu=self._relu)
+
+
+class _Scales(nn.Module):
+    """The part of a block of OSNet before its last convolution."""
+
+    def __init__(self, block: OmniScaleBlock | SearchedBlock) -> None:
+        super().__init__()
+        self._block = block
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self._block.scales(maps)
 
 
 @cache
@@ -90,10 +61,10 @@ def is_fusible(dtype: torch.dtype = torch.float32) -> bool:
     """Whether PyTorch has the operations that `fuse` needs on this processor, tried on one pixel."""
     if not torch._C._has_mkldnn:
         return False
-    trial = FusedConvolution(nn.Conv2d(1, 1, 1), _ACTIVATIONS[nn.ReLU], dtype)
+    trial = FusedConvolution(nn.Conv2d(1, 1, 1), ACTIVATIONS[nn.ReLU], dtype)
     pixel = torch.ones(1, 1, 1, 1, dtype=dtype)
     try:
-        trial.add_to(pixel.clone(), trial(pixel))
+        trial.add_to(pixel.clone(), trial(pixel), relu=True)
     except (AttributeError, RuntimeError):
         return False
     return True
@@ -119,6 +90,10 @@ def _fuse(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         return module
     if isinstance(module, BasicBlock | Bottleneck):
         return _fuse_block(module, dtype)
+    if isinstance(module, OmniScaleBlock | SearchedBlock):
+        return _fuse_omni_scale(module, dtype)
+    if isinstance(module, InvertedResidual) and module.use_res_connect:
+        return _fuse_inverted(module, dtype)
     if isinstance(module, ConvNorm):
         return nn.Sequential(*_fuse_steps([module.conv, module.bn, module.relu], dtype))
     if isinstance(module, LightConv):
@@ -143,8 +118,24 @@ def _fuse_block(block: BasicBlock | Bottleneck, dtype: torch.dtype) -> FusedBloc
         steps += [block.conv2, block.bn2, block.relu]
         last = (block.conv3, block.bn3)
     shortcut = None if block.downsample is None else _fuse(block.downsample, dtype)
-    final = FusedConvolution(fuse_conv_bn_eval(*last), _NONE, dtype)
+    final = FusedConvolution(fuse_conv_bn_eval(*last), NONE, dtype)
     return FusedBlock(nn.Sequential(*_fuse_steps(steps, dtype)), final, shortcut)
+
+
+def _fuse_inverted(block: InvertedResidual, dtype: torch.dtype) -> FusedBlock:
+    *steps, last = cast(nn.Sequential, _fuse(block.conv, dtype))
+    return FusedBlock(nn.Sequential(*steps), cast(FusedConvolution, last), None, relu=False)
+
+
+def _fuse_omni_scale(block: OmniScaleBlock | SearchedBlock, dtype: torch.dtype) -> nn.Module:
+    """Fuse a block of OSNet; one with an instance norm within its branch adds the shortcut by itself."""
+    for name, child in block.named_children():
+        setattr(block, name, _fuse(child, dtype))
+    if isinstance(block, SearchedBlock) and block.IN is not None:
+        return block
+    last = cast(FusedConvolution, cast(nn.Sequential, block.conv3)[0])
+    fused = FusedBlock(_Scales(block), last, block.downsample, relu=block.IN is None)
+    return fused if block.IN is None else nn.Sequential(fused, block.IN, nn.ReLU(inplace=True))
 
 
 def _fuse_steps(steps: list[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
@@ -158,8 +149,8 @@ def _fuse_steps(steps: list[nn.Module], dtype: torch.dtype) -> list[nn.Module]:
             continue
         if left and isinstance(left[0], nn.BatchNorm2d):
             step = fuse_conv_bn_eval(step, cast(nn.BatchNorm2d, left.pop(0)))
-        known = _ACTIVATIONS.get(type(left[0])) if left else None
+        known = ACTIVATIONS.get(type(left[0])) if left else None
         if known:
             left.pop(0)
-        result.append(FusedConvolution(step, known or _NONE, dtype))
+        result.append(FusedConvolution(step, known or NONE, dtype))
     return result

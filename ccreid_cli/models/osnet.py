@@ -6,8 +6,11 @@ Tensors keep the names of the released files of torchreid, so that these load as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ccreid_cli.models.backbones import Backbone
 from ccreid_cli.models.batch_norm import dense_format
@@ -89,10 +92,25 @@ class ChannelGate(nn.Module):
         self.fc1 = nn.Conv2d(num_channels, num_channels // reduction, 1)
         self.fc2 = nn.Conv2d(num_channels // reduction, num_channels, 1)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Turn (B, C, H, W) into the same shape."""
-        weights: Tensor = torch.sigmoid(self.fc2(torch.relu(self.fc1(maps.mean(dim=(2, 3), keepdim=True)))))
-        return maps * weights
+    def weights(self, means: Tensor) -> Tensor:
+        """Turn the (N, C) means of maps into (N, C) weights from 0 to 1."""
+        hidden = torch.relu(F.linear(means, self.fc1.weight.flatten(1), self.fc1.bias))
+        return torch.sigmoid(F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias))
+
+    def forward(self, streams: Sequence[Tensor]) -> Tensor:
+        """Weigh streams of (B, C, H, W) each and add them up; without gradients the streams are overwritten."""
+        weights = self.weights(torch.cat([maps.mean(dim=(2, 3)) for maps in streams])).to(streams[0].dtype)
+        parts = zip(streams, weights.view(len(streams), *streams[0].shape[:2], 1, 1), strict=True)
+        maps, weight = next(parts)
+        if torch.is_grad_enabled():
+            total = maps * weight
+            for maps, weight in parts:
+                total = torch.addcmul(total, maps, weight)
+            return total
+        total = maps.mul_(weight)
+        for maps, weight in parts:
+            total.addcmul_(maps, weight)
+        return total
 
 
 class OmniScaleBlock(nn.Module):
@@ -117,11 +135,15 @@ class OmniScaleBlock(nn.Module):
         self.downsample = ConvNorm(inputs, outputs, linear=True) if inputs != outputs else None
         self.IN = InstanceNorm(outputs) if instance else None
 
+    def scales(self, maps: Tensor) -> Tensor:
+        """Turn (B, inputs, H, W) into the gated sum of the streams, (B, outputs / 4, H, W)."""
+        first = self.conv1(maps)
+        result: Tensor = self.gate([stream(first) for stream in (self.conv2a, self.conv2b, self.conv2c, self.conv2d)])
+        return result
+
     def forward(self, maps: Tensor) -> Tensor:
         """Turn (B, inputs, H, W) into (B, outputs, H, W)."""
-        first = self.conv1(maps)
-        scales = [self.gate(stream(first)) for stream in (self.conv2a, self.conv2b, self.conv2c, self.conv2d)]
-        result: Tensor = self.conv3(scales[0] + scales[1] + scales[2] + scales[3])
+        result: Tensor = self.conv3(self.scales(maps))
         result = result + (maps if self.downsample is None else self.downsample(maps))
         return torch.relu(result if self.IN is None else self.IN(result))
 
@@ -145,13 +167,15 @@ class SearchedBlock(nn.Module):
         self.downsample = ConvNorm(inputs, outputs, linear=True) if inputs != outputs else None
         self.IN = InstanceNorm(outputs) if instance else None
 
+    def scales(self, maps: Tensor) -> Tensor:
+        """Turn (B, inputs, H, W) into the gated sum of the streams, (B, outputs / 4, H, W)."""
+        first = self.conv1(maps)
+        result: Tensor = self.gate([stream(first) for stream in self.conv2])
+        return result
+
     def forward(self, maps: Tensor) -> Tensor:
         """Turn (B, inputs, H, W) into (B, outputs, H, W)."""
-        first = self.conv1(maps)
-        total = self.gate(self.conv2[0](first))
-        for stream in list(self.conv2)[1:]:
-            total = total + self.gate(stream(first))
-        result: Tensor = self.conv3(total)
+        result: Tensor = self.conv3(self.scales(maps))
         if self.IN is not None:
             result = self.IN(result)
         return torch.relu(result + (maps if self.downsample is None else self.downsample(maps)))

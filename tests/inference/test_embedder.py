@@ -14,6 +14,7 @@ from PIL import Image
 from ccreid_cli import Embedder, load_model
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import SilentReporter
+from ccreid_cli.engine import extraction
 from ccreid_cli.engine.checkpoint import save_checkpoint
 from ccreid_cli.inference.embedder import embed_images, fingerprint_of
 from ccreid_cli.inference.image_list import ImageList, list_folder
@@ -53,6 +54,18 @@ def files(pictures: list[NDArray[np.uint8]], tmp_path: Path) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path)
     return paths
+
+
+def test_the_network_is_prepared_once(
+    run: Path, pictures: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, made = extraction.prepared, []
+    monkeypatch.setattr("ccreid_cli.inference.embedder.prepared", lambda *given: made.append(given) or prepare(*given))
+    monkeypatch.setattr(extraction, "prepared", lambda *given: pytest.fail("prepared again"))
+    embedder = load_model("tiny", device="cpu", logs_dir=run.parent)
+    one_by_one = embedder.embed(pictures, batch_size=1)
+    np.testing.assert_allclose(one_by_one, embedder.embed(pictures), atol=1e-6)
+    assert len(made) == 1
 
 
 def test_features_are_those_of_a_plain_forward_pass(embedder: Embedder, pictures: list[NDArray[np.uint8]]) -> None:

@@ -52,9 +52,20 @@ def test_no_batch_norm_is_left_in_the_backbone(arch: str) -> None:
     assert not [part for part in fuse(model).backbone.modules() if isinstance(part, torch.nn.BatchNorm2d)]
 
 
-def test_inputs_are_not_overwritten() -> None:
-    model, images = _trained("resnet18")
+@pytest.mark.parametrize("arch", ["resnet18", "osnet_x0_25"])
+def test_inputs_are_not_overwritten(arch: str) -> None:
+    model, images = _trained(arch)
     before = images.clone()
     with torch.inference_mode():
         fuse(model)(images)
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "osnet_x0_25"])
+def test_weights_ordered_for_one_size_serve_others(arch: str) -> None:
+    model, images = _trained(arch)
+    with torch.inference_mode():
+        fused = fuse(model)
+        fused(images)
+        for others in (images[:1], images.repeat(3, 1, 2, 1)):
+            torch.testing.assert_close(fused(others), model(others), atol=2e-5, rtol=0)

@@ -83,7 +83,7 @@ def test_a_file_with_torchreids_names_decides_network_and_head(arch: str, tmp_pa
 
 
 @pytest.mark.skipif(not is_fusible(), reason="PyTorch has no oneDNN here")
-@pytest.mark.parametrize("arch", ["osnet_x0_25", "osnet_ain_x1_0"])
+@pytest.mark.parametrize("arch", ["osnet_x0_25", "osnet_ibn_x1_0", "osnet_ain_x1_0"])
 def test_the_fused_network_gives_the_same_features(arch: str) -> None:
     torch.manual_seed(0)
     model = ReidNet(ModelSpec(arch, "avg")).eval()
