@@ -102,6 +102,7 @@ class ChannelGate(nn.Module):
         weights = self.weights(torch.cat([maps.mean(dim=(2, 3)) for maps in streams])).to(streams[0].dtype)
         parts = zip(streams, weights.view(len(streams), *streams[0].shape[:2], 1, 1), strict=True)
         maps, weight = next(parts)
+        total: Tensor
         if torch.is_grad_enabled():
             total = maps * weight
             for maps, weight in parts:
