@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ccreid_cli.models.backbones import Backbone
 from ccreid_cli.models.batch_norm import dense_format
+from ccreid_cli.models.gated_sum import GatedSum, per_stream
 
 NUM_SCALES = 4
 """Streams of a block; the n-th sees n 3×3 convolutions."""
@@ -92,24 +93,17 @@ class ChannelGate(nn.Module):
         self.fc1 = nn.Conv2d(num_channels, num_channels // reduction, 1)
         self.fc2 = nn.Conv2d(num_channels // reduction, num_channels, 1)
 
-    def weights(self, means: Tensor) -> Tensor:
-        """Turn the (N, C) means of maps into (N, C) weights from 0 to 1."""
-        hidden = torch.relu(F.linear(means, self.fc1.weight.flatten(1), self.fc1.bias))
-        return torch.sigmoid(F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias))
-
     def forward(self, streams: Sequence[Tensor]) -> Tensor:
         """Weigh streams of (B, C, H, W) each and add them up; without gradients the streams are overwritten."""
-        weights = self.weights(torch.cat([maps.mean(dim=(2, 3)) for maps in streams])).to(streams[0].dtype)
-        parts = zip(streams, weights.view(len(streams), *streams[0].shape[:2], 1, 1), strict=True)
-        maps, weight = next(parts)
-        total: Tensor
+        first, second = self.fc1.weight.flatten(1), self.fc2.weight.flatten(1)
         if torch.is_grad_enabled():
-            total = maps * weight
-            for maps, weight in parts:
-                total = torch.addcmul(total, maps, weight)
-            return total
-        total = maps.mul_(weight)
-        for maps, weight in parts:
+            result: Tensor = GatedSum.apply(first, self.fc1.bias, second, self.fc2.bias, *streams)
+            return result
+        means = torch.cat([maps.mean(dim=(2, 3)) for maps in streams])
+        hidden = torch.relu(F.linear(means, first, self.fc1.bias))
+        weights = per_stream(torch.sigmoid(F.linear(hidden, second, self.fc2.bias)), list(streams))
+        total = streams[0].mul_(weights[0])
+        for maps, weight in zip(streams[1:], weights[1:], strict=True):
             total.addcmul_(maps, weight)
         return total
 
@@ -146,7 +140,7 @@ class OmniScaleBlock(nn.Module):
         """Turn (B, inputs, H, W) into (B, outputs, H, W)."""
         result: Tensor = self.conv3(self.scales(maps))
         result = result + (maps if self.downsample is None else self.downsample(maps))
-        return torch.relu(result if self.IN is None else self.IN(result))
+        return torch.relu_(result if self.IN is None else self.IN(result))
 
 
 class SearchedBlock(nn.Module):
@@ -179,7 +173,7 @@ class SearchedBlock(nn.Module):
         result: Tensor = self.conv3(self.scales(maps))
         if self.IN is not None:
             result = self.IN(result)
-        return torch.relu(result + (maps if self.downsample is None else self.downsample(maps)))
+        return torch.relu_(result + (maps if self.downsample is None else self.downsample(maps)))
 
 
 class _Pointwise(nn.Module):
