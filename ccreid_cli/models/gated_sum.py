@@ -26,7 +26,7 @@ class GatedSum(torch.autograd.Function):
             weights = F.linear(hidden, b, bias_b).sigmoid_()
         ctx.save_for_backward(a, b, means, hidden, weights, *streams)
         first, *others = per_stream(weights, streams)
-        total = streams[0] * first
+        total: Tensor = streams[0] * first
         for maps, weight in zip(streams[1:], others, strict=True):
             total.addcmul_(maps, weight)
         return total
