@@ -30,7 +30,9 @@ _OF_THE_MACHINE = {"data_dir", "logs_dir", "workers", "name", "device", "keep", 
 _SCORES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
 
 
-def model_card(embedder: Embedder, form: str, file: Path, check: ExportCheck, *, uint8_input: bool) -> dict[str, Any]:
+def model_card(
+    embedder: Embedder, form: str, file: Path, check: ExportCheck, *, uint8_input: bool, precision: str = "fp32"
+) -> dict[str, Any]:
     """Collect what is known of an exported model.
 
     Args:
@@ -39,6 +41,7 @@ def model_card(embedder: Embedder, form: str, file: Path, check: ExportCheck, *,
         file: The exported file.
         check: How it was checked.
         uint8_input: Whether its preprocessing is inside the graph.
+        precision: The number format of its weights.
 
     Returns:
         Plain JSON values, without paths of this machine.
@@ -53,6 +56,7 @@ def model_card(embedder: Embedder, form: str, file: Path, check: ExportCheck, *,
         "ccreid": __version__,
         "file": file.name,
         "file_format": form,
+        "file_precision": precision,
         "file_bytes": file.stat().st_size,
         "file_sha256": sha256_of(file),
         **contract,
@@ -197,6 +201,7 @@ def _check_text(card: Mapping[str, Any]) -> str:
     check = card["check"]
     return (
         f"Compared with PyTorch on {plural(check['num_images'], 'image')} ({check['images']}): largest difference "
-        f"{check['max_abs_difference']:.1e}, smallest cosine {check['min_cosine']:.6f}.\n\n"
+        f"{check['max_abs_difference']:.1e}, cosine {check['mean_cosine']:.6f} on average, {check['min_cosine']:.6f} "
+        "at least.\n\n"
         f"Model fingerprint `{card['model']}`, file SHA-256 `{card['file_sha256']}`."
     )

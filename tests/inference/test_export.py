@@ -2,21 +2,35 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from numpy.typing import NDArray
 
 from ccreid_cli import Embedder, load_model
 from ccreid_cli.core.config import validate
 from ccreid_cli.core.errors import DataError, UsageError
+from ccreid_cli.core.reporter import SilentReporter
+from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.engine.checkpoint import save_checkpoint
 from ccreid_cli.images.augment import normalize
-from ccreid_cli.inference import export
-from ccreid_cli.inference.export import ExportCheck, compare, export_model, sample_images
+from ccreid_cli.inference import export, export_onnx
+from ccreid_cli.inference.export import (
+    ExportCheck,
+    calibration_images,
+    compare,
+    dataset_at_hand,
+    export_model,
+    open_exported,
+    sample_images,
+)
+from ccreid_cli.inference.export_onnx import tensorrt_command
+from ccreid_cli.inference.exported_scores import score_both
 from ccreid_cli.inference.model_card import card_text, model_card, write_cards
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 
@@ -48,14 +62,14 @@ def images() -> NDArray[np.uint8]:
 
 def older_exporter_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The newer exporter takes ten seconds and fails with some pairs of torch and onnxscript."""
-    original = export._trace_onnx
+    original = export_onnx.trace_onnx
 
     def trace(network: torch.nn.Module, example: torch.Tensor, path: Path, newer: bool) -> None:
         if newer:
             raise RuntimeError("not here")
         original(network, example, path, newer)
 
-    monkeypatch.setattr(export, "_trace_onnx", trace)
+    monkeypatch.setattr(export_onnx, "trace_onnx", trace)
 
 
 def load_as_trackers_do(path: Path) -> Any:
@@ -103,6 +117,78 @@ def test_uint8_onnx_takes_raw_pixels(
     np.testing.assert_allclose(run(images), embedder.embed(images), atol=1e-4)
 
 
+@pytest.mark.parametrize(("precision", "size"), [("fp16", 0.6), ("int8", 0.4)])
+def test_smaller_numbers_give_a_smaller_file_of_nearly_the_same_features(
+    embedder: Embedder,
+    images: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    size: float,
+) -> None:
+    pytest.importorskip("onnxruntime")
+    older_exporter_only(monkeypatch)
+    out, whole = tmp_path / "small.onnx", tmp_path / "whole.onnx"
+    check = export_model(embedder, "onnx", out, images, "noise", precision=precision, calibration=images)
+    export_model(embedder, "onnx", whole, images, "noise")
+    assert 0.99 <= check.mean_cosine < 1 and out.stat().st_size < size * whole.stat().st_size
+    _, entry, run = load_as_trackers_do(out)
+    assert (entry.type, entry.shape[1:]) == ("tensor(float)", [3, HEIGHT, WIDTH])
+    features = run(normalize(torch.from_numpy(images).permute(0, 3, 1, 2)).contiguous().numpy())
+    assert features.dtype == np.float32 and compare(features, embedder.embed(images), "").mean_cosine >= 0.99
+
+
+def test_a_file_of_smaller_numbers_that_differs_too_much_is_not_kept(
+    embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    older_exporter_only(monkeypatch)
+    black = np.zeros_like(images)
+    with pytest.raises(DataError, match=r"cosine .*not 0\.99 or more.*not kept"):
+        export_model(embedder, "onnx", tmp_path / "x.onnx", images, "", precision="int8", calibration=black)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_openvino_files_give_the_same_features(
+    embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path, precision: str
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    check = export_model(embedder, "openvino", tmp_path / "m.xml", images, "noise", precision=precision)
+    assert check.mean_cosine > (0.999 if precision == "fp16" else 0.99999)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.xml"]
+    model = openvino.Core().read_model(tmp_path / "m.xml")
+    assert model.inputs[0].any_name == "images" and model.outputs[0].any_name == "features"
+    assert [len(model.inputs), str(model.inputs[0].partial_shape)] == [1, f"[?,3,{HEIGHT},{WIDTH}]"]
+    assert json.loads(model.get_rt_info("ccreid").astype(str))["model"] == embedder.fingerprint
+
+
+def test_what_a_form_cannot_hold_is_refused_by_name(embedder: Embedder, images: NDArray[np.uint8]) -> None:
+    for form, precision, hint in (("torchscript", "fp16", "onnx or openvino"), ("safetensors", "int8", "onnx")):
+        with pytest.raises(UsageError, match=f"--precision {precision}: {form} files") as caught:
+            export_model(embedder, form, Path("x"), images, "", precision=precision)
+        assert hint in str(caught.value.hint)
+    with pytest.raises(UsageError, match="int8 needs images"):
+        calibration_images(embedder, None)
+
+
+def test_a_file_scores_as_the_network_it_was_made_from(embedder: Embedder, tmp_path: Path) -> None:
+    dataset = load_dataset(str(tiny.make_dataset(tmp_path / "data")), tmp_path, SilentReporter())
+    images, about = sample_images(embedder, dataset, 3)
+    assert images.shape == (3, HEIGHT, WIDTH, 3) and about.startswith("query images of")
+    assert len(calibration_images(embedder, dataset)) == min(128, len(dataset.train))
+    out = tmp_path / "m.torchscript"
+    export_model(embedder, "torchscript", out, images, about)
+    scores = score_both(embedder, open_exported(out, "torchscript", False), dataset, tmp_path, SilentReporter())
+    assert scores["before"] == pytest.approx(scores["after"], abs=1e-6) and 0 < scores["before"] <= 1
+
+
+def test_the_tensorrt_command_names_input_and_sizes() -> None:
+    command = tensorrt_command(Path("a/reid.onnx"), 256, 128)
+    assert command.startswith("trtexec --onnx=a/reid.onnx --saveEngine=a/reid.engine")
+    assert "--minShapes=images:1x3x256x128" in command and "--maxShapes=images:64x3x256x128" in command
+
+
 @pytest.mark.parametrize("uint8_input", [False, True])
 def test_torchscript_file_runs_without_ccreid(
     embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path, uint8_input: bool
@@ -131,8 +217,13 @@ def test_a_file_that_differs_is_not_kept(
 ) -> None:
     out = tmp_path / "reid.torchscript"
     out.write_text("what was there")
-    run = export._run_torchscript
-    monkeypatch.setattr(export, "_run_torchscript", lambda path, inputs: run(path, inputs)[:, ::-1])
+    form = export.FORMS["torchscript"]
+
+    def load_wrongly(files: tuple[Path, ...]) -> Any:
+        compute = form.load(files)
+        return lambda inputs: compute(inputs)[:, ::-1]
+
+    monkeypatch.setitem(export.FORMS, "torchscript", replace(form, load=load_wrongly))
     with pytest.raises(DataError, match="differs"):
         export_model(embedder, "torchscript", out, images, "noise")
     assert out.read_text() == "what was there" and list(tmp_path.iterdir()) == [out]
@@ -170,7 +261,7 @@ def test_failing_exporters_are_explained(
     def fail(*arguments: object) -> None:
         raise RuntimeError("operator foo\nis unknown")
 
-    monkeypatch.setattr(export, "_trace_onnx", fail)
+    monkeypatch.setattr(export_onnx, "trace_onnx", fail)
     with pytest.raises(DataError, match="operator foo is unknown"):
         export_model(embedder, "onnx", tmp_path / "x.onnx", images, "")
 
@@ -184,6 +275,8 @@ def test_a_full_disk_is_said(
     no_room: None,
     form: str,
 ) -> None:
+    if form == "openvino":
+        pytest.importorskip("openvino")
     if form == "onnx":
         pytest.importorskip("onnxruntime")
         older_exporter_only(monkeypatch)
@@ -195,7 +288,7 @@ def test_a_full_disk_is_said(
 def test_images_to_check_on_are_noise_where_the_dataset_is_not(embedder: Embedder, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         (tmp_path / "toy").write_text("no folder")
-        pixels, words = sample_images(embedder, folder)
+        pixels, words = sample_images(embedder, dataset_at_hand(embedder, folder), 8)
         assert pixels.shape == (8, HEIGHT, WIDTH, 3) and pixels.dtype == np.uint8 and words == "random noise"
 
 
