@@ -14,7 +14,11 @@ from ccreid_cli.inference.export_forms import INPUT, OUTPUT, Compute, Work, quie
 
 
 def write_openvino(work: Work) -> None:
-    """Convert the network; in ``fp16`` the weights are kept in float16."""
+    """Convert the network; in ``fp16`` the weights are kept in float16.
+
+    Raises:
+        OSError: The files could not be written.
+    """
     import openvino
 
     with tempfile.TemporaryDirectory(dir=work.files[0].parent, prefix=f"{work.files[0].name}.") as name, quietly():
@@ -24,7 +28,10 @@ def write_openvino(work: Work) -> None:
         model.outputs[0].get_tensor().set_names({OUTPUT})
         model.set_rt_info(json.dumps(work.contract), "ccreid")
         xml = Path(name) / "model.xml"
-        openvino.save_model(model, str(xml), compress_to_fp16=work.precision == "fp16")
+        try:
+            openvino.save_model(model, str(xml), compress_to_fp16=work.precision == "fp16")
+        except RuntimeError as error:  # so its file streams say that the disk is full
+            raise OSError(f"OpenVINO could not write its files ({error})") from error
         for written, file in zip((xml, xml.with_suffix(".bin")), work.files, strict=True):
             written.replace(file)
 
