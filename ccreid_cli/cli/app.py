@@ -26,6 +26,7 @@ from ccreid_cli.cli import (
     json_lines,
     output,
     report,
+    review,
     runs,
     system,
     train,
@@ -38,7 +39,7 @@ from ccreid_cli.cli.steady_stream import steady_stderr
 from ccreid_cli.core.version import __version__
 
 COMMANDS = (
-    *(train, evaluate, identify, report, extract, export),
+    *(train, evaluate, identify, review, report, extract, export),
     *(data, weights, features, runs, bench, system, completion_scripts),
 )
 """Modules that add commands, in the order in which `--help` shows them."""

@@ -6,7 +6,6 @@ Jinja escapes every value; only the drawings of `report.svg` are marked as HTML.
 from __future__ import annotations
 
 import base64
-import io
 from functools import cache
 from typing import NamedTuple
 
@@ -14,9 +13,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image, features
+from PIL import Image
 
 from ccreid_cli.core.words import plural, printable
+from ccreid_cli.images.thumbnail import encode_small
 from ccreid_cli.report.charts import epoch_table, retrieval_charts, training_charts
 from ccreid_cli.report.content import ReportContent
 from ccreid_cli.report.numbers import count, decimal, duration, total_seconds
@@ -74,11 +74,8 @@ def thumbnail(image: NDArray[np.uint8]) -> Thumbnail:
         image: (height, width, 3) uint8.
     """
     picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    kind = "webp" if features.check("webp") else "jpeg"
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind, quality=62)
-    text = base64.b64encode(buffer.getvalue()).decode("ascii")
+    data, kind = encode_small(picture, MAX_SIDE)
+    text = base64.b64encode(data).decode("ascii")
     scale = min(SHOWN[0] / picture.width, SHOWN[1] / picture.height)
     width, height = (max(1, round(scale * side)) for side in picture.size)
     return Thumbnail(f"data:image/{kind};base64,{text}", width, height)
