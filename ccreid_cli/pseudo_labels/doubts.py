@@ -60,6 +60,11 @@ class Doubt:
     groups: tuple[Doubtful, ...]
     wrong_pairs: float
 
+    @property
+    def wrong_inside(self) -> float:
+        """Of these pairs, those of its own images."""
+        return sum(group.likelihood * group.size * len(self.anchor) for group in self.groups if group.inside)
+
 
 @dataclass(frozen=True)
 class _Cluster:
@@ -69,6 +74,19 @@ class _Cluster:
     part_similarities: NDArray[np.float32]
     near: tuple[int, ...]
     near_similarities: NDArray[np.float32]
+
+
+def find_doubts(features: NDArray[np.float32], labels: NDArray[np.int64]) -> list[Doubt]:
+    """Return a question for each doubtful cluster, the most doubtful first.
+
+    Args:
+        features: (N, D) float32 unit rows.
+        labels: (N,) clusters, -1 for outliers.
+    """
+    members = {number: np.flatnonzero(labels == number).tolist() for number in np.unique(labels[labels >= 0]).tolist()}
+    finder = DoubtFinder(features)
+    finder.update(members, np.flatnonzero(labels < 0).tolist())
+    return finder.find(members, {image: number for number, images in members.items() for image in images})
 
 
 class DoubtFinder:

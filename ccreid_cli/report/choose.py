@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ccreid_cli.data.splits import ReidDataset, Split, compared_cameras
 from ccreid_cli.engine.retrieval_scores import Evaluation, rank_gallery
 from ccreid_cli.images.source import ImageSource
-from ccreid_cli.report.content import Cluster, Picture, Ranked, Ranking, Selection, Verdict
+from ccreid_cli.pseudo_labels.doubts import Doubt, find_doubts
+from ccreid_cli.report.content import Cluster, Merge, Picture, Ranked, Ranking, Selection, Verdict
 
 NUM_QUERIES = 8
 NUM_RESULTS = 10
@@ -163,6 +164,48 @@ def choose_clusters(dataset: ReidDataset, store: ImageSource, labels: Indices) -
         for title, note, order in orders
         if len(order)
     )
+
+
+def choose_doubtful(
+    dataset: ReidDataset, store: ImageSource, features: NDArray[np.float32], labels: Indices
+) -> tuple[tuple[Selection[Cluster], ...], tuple[Merge, ...]]:
+    """Choose what is most doubtful where no identities are known: clusters to take apart, and pairs to merge.
+
+    Args:
+        dataset: The dataset.
+        store: The training images.
+        features: (N, D) unit rows of the training images.
+        labels: (N,) pseudo-labels, -1 for outliers.
+    """
+    album = Album(dataset, dataset.train, store)
+    members = {number: np.flatnonzero(labels == number) for number in range(int(labels.max(initial=-1)) + 1)}
+    doubts = find_doubts(features, labels)
+    mixed = sorted(doubts, key=lambda doubt: -doubt.wrong_inside)[:NUM_CLUSTERS]
+    clusters = tuple(_in_parts(doubt, album) for doubt in mixed if doubt.wrong_inside > 0)
+    note = "by the pairs of images that are expected to be wrong; its parts side by side, the largest first"
+    pairs: dict[frozenset[int], float] = {}
+    for doubt in doubts:
+        for group in doubt.groups:
+            if group.whole:
+                pairs.setdefault(frozenset((doubt.cluster, int(labels[group.images[0]]))), group.likelihood)
+
+    def gain(pair: frozenset[int]) -> float:
+        return -pairs[pair] * np.prod([len(members[number]) for number in pair])
+
+    merges = []
+    for pair in sorted(pairs, key=lambda pair: (gain(pair), sorted(pair)))[:NUM_CLUSTERS]:
+        first, second = (_cluster(number, members[number], album) for number in sorted(pair))
+        merges.append(Merge(first, second, pairs[pair]))
+    return ((Selection("Most doubtful clusters", note, clusters),) if clusters else ()), tuple(merges)
+
+
+def _in_parts(doubt: Doubt, album: Album) -> Cluster:
+    """Return a doubtful cluster with some images of each of its parts, those of one part side by side."""
+    parts = [doubt.anchor, *(group.images for group in doubt.groups if group.inside)]
+    per_part = max(1, NUM_MEMBERS // len(parts))
+    shown = [image for part in parts for image in part[:per_part]][:NUM_MEMBERS]
+    images = np.array(sorted(image for part in parts for image in part))
+    return replace(_cluster(doubt.cluster, images, album), pictures=tuple(map(album.picture, shown)))
 
 
 def choose_outliers(dataset: ReidDataset, store: ImageSource, labels: Indices) -> tuple[Picture, ...]:

@@ -193,6 +193,21 @@ class Cluster:
 
 
 @dataclass(frozen=True, eq=False)
+class Merge:
+    """Two clusters that may be one identity.
+
+    Attributes:
+        first: The one.
+        second: The other.
+        likelihood: How likely that is, 0 to 1.
+    """
+
+    first: Cluster
+    second: Cluster
+    likelihood: float
+
+
+@dataclass(frozen=True, eq=False)
 class Clusters:
     """The pseudo-labels that a checkpoint gives to the training images.
 
@@ -203,6 +218,8 @@ class Clusters:
         num_outliers: Images in none.
         selections: Clusters to look at.
         outliers: Some of the outliers.
+        merges: Without identities: clusters that may be one, the likeliest to mend most first.
+        commands: Without identities: how to correct clusters by hand.
     """
 
     checkpoint: str
@@ -211,6 +228,8 @@ class Clusters:
     num_outliers: int
     selections: tuple[Selection[Cluster], ...]
     outliers: tuple[Picture, ...]
+    merges: tuple[Merge, ...] = ()
+    commands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from ccreid_cli.data.splits import compared_cameras
 from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.engine.extraction import extract_features
@@ -10,8 +12,8 @@ from ccreid_cli.images.opening import ImageSettings, image_settings, is_sharded,
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
-from ccreid_cli.report.choose import choose_clusters, choose_outliers, choose_rankings
-from ccreid_cli.report.content import Clusters, Retrieval
+from ccreid_cli.report.choose import choose_clusters, choose_doubtful, choose_outliers, choose_rankings
+from ccreid_cli.report.content import Cluster, Clusters, Merge, Retrieval, Selection
 from ccreid_cli.report.sources import Sources
 
 
@@ -59,13 +61,28 @@ def clusters(sources: Sources) -> Clusters | None:
     cameras = dataset.train.known_camera_ids()
     settings = ClusterSettings.of(config)
     found = pseudo_labels(features, settings, camera_ids=cameras, group=group, reporter=reporter)
+    doubtful: tuple[Selection[Cluster], ...] = ()
+    merges: tuple[Merge, ...] = ()
+    if not dataset.has_train_ids:
+        doubtful, merges = choose_doubtful(dataset, store, features.float().cpu().numpy(), found.labels)
     return Clusters(
         checkpoint=sources.checkpoint,
         num_images=len(found.labels),
         num_clusters=found.num_clusters,
         num_outliers=found.num_outliers,
-        selections=choose_clusters(dataset, store, found.labels),
+        selections=(*doubtful, *choose_clusters(dataset, store, found.labels)),
         outliers=choose_outliers(dataset, store, found.labels),
+        merges=merges,
+        commands=() if dataset.has_train_ids else _commands(sources),
+    )
+
+
+def _commands(sources: Sources) -> tuple[str, ...]:
+    """Return how to write identities, and how to correct them on a page."""
+    run = shlex.quote(sources.run)
+    return (
+        f"ccreid identify {shlex.quote(str(sources.config.dataset))} --resume {run} -o identities.csv",
+        f"ccreid review identities.csv --resume {run}",
     )
 
 

@@ -57,6 +57,7 @@ class Sources:
         dataset: The images; None where they cannot be read.
         loaded: The network; None where there is none.
         checkpoint: Where the network is from, in words.
+        run: The run's folder.
     """
 
     config: TrainConfig
@@ -69,6 +70,7 @@ class Sources:
     dataset: ReidDataset | None = None
     loaded: LoadedModel | None = None
     checkpoint: str = ""
+    run: str = ""
 
 
 def read_records(run: RunFolder, notes: Notes, *, with_images: bool, data_dir: Path | None = None) -> Sources:
@@ -81,7 +83,9 @@ def read_records(run: RunFolder, notes: Notes, *, with_images: bool, data_dir: P
     config = run.read_config()
     metrics = tuple(line for line in run.read_metrics() if isinstance(line, Mapping))
     result, environment = run.read_result(), run.read_environment()
-    return Sources(config, environment, result, metrics, notes, with_images, data_dir or config.data_dir)
+    return Sources(
+        config, environment, result, metrics, notes, with_images, data_dir or config.data_dir, run=str(run.path)
+    )
 
 
 def open_network(records: Sources, run: RunFolder, checkpoint: str, device: str, *, say_device: bool) -> Sources:
