@@ -245,8 +245,9 @@ class Decisions:
     # The actions
 
     def _answer(self, action: Mapping[str, Any]) -> None:
-        groups, relations = self._groups(action), action.get("relations")
-        if not _are_of(relations, RELATIONS, len(groups) - 1):
+        groups = self._groups(action)
+        relations = _words(action.get("relations"), RELATIONS, len(groups) - 1)
+        if relations is None:
             raise RefusedAction("an answer says same, different or unsure of every group but the first.")
         parts = [self._all_of(group) for group in groups]
         before = [self.identity_of(group.images[0]) for group in groups]
@@ -388,8 +389,8 @@ class Decisions:
 
     def _count(self, action: Mapping[str, Any], relations: Sequence[str]) -> None:
         """Keep, for the estimate of what is still wrong, which groups of a question of the page's were wrong."""
-        bands = action.get("bands")
-        if not _are_of(bands, BANDS, len(relations)):
+        bands = _words(action.get("bands"), BANDS, len(relations))
+        if bands is None:
             return
         for band, relation in zip(bands, relations, strict=True):
             if relation != UNSURE:
@@ -407,11 +408,11 @@ _ACTIONS = {
 }
 
 
-def _are_of(given: Any, known: set[str], count: int) -> bool:
-    """Whether what was sent is a list of so many of the known words."""
-    return (
-        isinstance(given, list) and len(given) == count and all(type(item) is str and item in known for item in given)
-    )
+def _words(given: Any, known: set[str], count: int) -> list[str] | None:
+    """Return what was sent, where it is a list of so many of the known words."""
+    if not isinstance(given, list) or len(given) != count:
+        return None
+    return given if all(isinstance(item, str) and item in known for item in given) else None
 
 
 def checked_name(given: Any) -> str:

@@ -11,6 +11,7 @@ import pytest
 from ccreid_cli.report.content import (
     Cluster,
     Clusters,
+    Merge,
     Picture,
     Ranked,
     Ranking,
@@ -81,7 +82,14 @@ def content(picture: Callable[..., Picture]) -> ReportContent:
             rankings=(Selection("Worst queries", "lowest first", (ranking, ranking)),),
         ),
         "clusters": Clusters(
-            checkpoint, 12936, 750, 321, (Selection("Biggest clusters", "by size", (cluster,)),), (picture(),)
+            checkpoint,
+            12936,
+            750,
+            321,
+            (Selection("Biggest clusters", "by size", (cluster,)),),
+            (picture(),),
+            (Merge(cluster, cluster, 0.8),),
+            ("ccreid review 'a <b>'",),
         ),
         "setup": Setup(
             settings=(("eps", "0.4", "recipe market1501"), ("iters", HOSTILE, "flag")),

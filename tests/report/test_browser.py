@@ -77,6 +77,6 @@ def test_fits_a_phone_and_shows_every_image(content: ReportContent, text: str, t
     assert found["title"] == f"{content.name} · ccreid report"
     assert found["width"] <= 360
     assert found["wide"] == []
-    assert found["images"] == 28
+    assert found["images"] == 34
     assert found["broken"] == 0
     assert found["charts"] == 10

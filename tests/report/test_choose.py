@@ -13,7 +13,14 @@ from ccreid_cli.data.records import Record
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.retrieval_scores import evaluate_features
 from ccreid_cli.images.store import ImageStore
-from ccreid_cli.report.choose import MAX_JUNK, choose_clusters, choose_outliers, choose_queries, choose_rankings
+from ccreid_cli.report.choose import (
+    MAX_JUNK,
+    choose_clusters,
+    choose_doubtful,
+    choose_outliers,
+    choose_queries,
+    choose_rankings,
+)
 from ccreid_cli.report.content import Verdict
 
 
@@ -116,3 +123,20 @@ def test_clusters_of_unknown_people() -> None:
     assert first.pictures[0].identity is None
     assert first.pictures[0].camera is None
     assert choose_clusters(dataset, store, np.full(47, -1)) == ()
+
+
+def test_without_identities_doubtful_clusters_and_merges_are_chosen(rng: np.random.Generator) -> None:
+    truth = np.repeat(np.arange(6), 8)
+    labels = np.where(truth < 2, 0, truth - 1)  # two identities in one cluster
+    labels[truth == 5] = np.where(np.arange(8) < 4, 4, 5)  # and one in two
+    rows = np.eye(6, 16)[truth] + 0.1 * rng.standard_normal((48, 16))
+    rows = (rows / np.linalg.norm(rows, axis=1)[:, None]).astype(np.float32)
+    dataset = ReidDataset.from_records(
+        "mine", Path(), {"train": [Record(f"{row:02}.jpg", "", "") for row in range(48)]}
+    )
+    store = ImageStore(rng.integers(0, 256, (48, 8, 4, 3), dtype=np.uint8))
+    (selection,), merges = choose_doubtful(dataset, store, rows, labels)
+    assert selection.chosen[0].number == 0
+    assert selection.chosen[0].num_images == 16
+    assert (merges[0].first.number, merges[0].second.number) == (4, 5)
+    assert merges[0].likelihood > 0.5
