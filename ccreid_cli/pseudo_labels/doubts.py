@@ -19,6 +19,8 @@ MOST_INSIDE, MOST_OUTSIDE = 12, 16
 IMAGES_PER_PART = 3
 _NEAR = 48
 """Nearest groups that are kept for each cluster, for when some of them are answered."""
+_BLOCK = 256
+"""Clusters that are compared with all others at once."""
 _LINKED = 600
 """Images of one cluster that are linked with each other; of a larger one, the others join the nearest part."""
 
@@ -201,15 +203,16 @@ class DoubtFinder:
         )
         positions = {group: row for row, group in enumerate(groups)}
         count = min(_NEAR, len(groups) - 1)
-        for number, own in parts.items():
-            anchor = self._centre(own[0])
-            similarities = centres @ anchor
-            similarities[positions[number]] = -2
-            near = np.argpartition(-similarities, count - 1)[:count] if count else np.empty(0, dtype=np.int64)
-            near = near[np.lexsort((near, -similarities[near]))]
-            within = np.array([self._centre(part) @ anchor for part in own[1:]], dtype=np.float32)
-            typical = tuple(self._typical(groups[place], members) for place in near.tolist())
-            self._clusters[number] = _Cluster(own, within, typical, similarities[near])
+        for start in range(0, len(parts), _BLOCK):
+            numbers = list(parts)[start : start + _BLOCK]
+            anchors = np.stack([self._centre(parts[number][0]) for number in numbers])
+            for number, anchor, similarities in zip(numbers, anchors, anchors @ centres.T, strict=True):
+                similarities[positions[number]] = -2
+                near = np.argpartition(-similarities, count - 1)[:count] if count else np.empty(0, dtype=np.int64)
+                near = near[np.lexsort((near, -similarities[near]))]
+                within = np.array([self._centre(part) @ anchor for part in parts[number][1:]], dtype=np.float32)
+                typical = tuple(self._typical(groups[place], members) for place in near.tolist())
+                self._clusters[number] = _Cluster(parts[number], within, typical, similarities[near])
 
     def _parts(self, images: NDArray[np.int64]) -> tuple[Images, ...]:
         """Split a cluster by average linkage of cosines; the largest part first, in each the most typical image."""
@@ -248,7 +251,7 @@ class DoubtFinder:
         if own and others:
             within, between = float(np.median(np.concatenate(own))), float(np.median(np.concatenate(others)))
             self._middle = (within + between) / 2
-            self._width = max(0.03, abs(within - between) / 2)
+            self._width = max(0.03, abs(within - between) / 4)
 
     def _same(self, similarities: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return how likely groups of these similarities are the same."""

@@ -57,7 +57,7 @@ def test_the_csv_is_written_at_the_end_even_of_a_failure(
     assert done.code == 1
     assert json.loads(done.out)["address"].startswith("http://127.0.0.1:")
     rows = list(csv.DictReader(identities.open()))
-    assert [(row["id"], row["checked"]) for row in rows[:4]] == [("0", "1"), ("0", "0"), ("2", "1"), ("1", "0")]
+    assert [(row["id"], row["checked"]) for row in rows[:4]] == [("0", "0"), ("0", "0"), ("2", "1"), ("1", "0")]
     served(lambda desk: desk.act({"do": "undo"}, 1))
     assert cli(*options).code == 0
     assert [row["id"] for row in csv.DictReader(identities.open())] == list("000111")

@@ -133,10 +133,10 @@ def test_identities_are_corrected_in_the_browser(
     browser.switch_to.new_window("tab")
     browser.get(address)
     page.shows("#counts", "3 identities")
+    page.until(lambda: page.all("#send"))
     page.press("\ue007")  # Enter: answer as marked
-    page.until(lambda: not page.all("#undo:disabled") and "0 checked" not in page.text("#counts"))
-    browser.execute_script("state.revision -= 1")
-    page.press("u")
+    page.until(lambda: "answered 0" not in page.text("#left"))
+    browser.execute_script("state.revision -= 1; act({ do: 'undo' })")
     page.shows("#message", "nother window")
     answered = page.text("#counts")
     browser.close()

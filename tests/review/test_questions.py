@@ -79,6 +79,6 @@ def test_what_is_computed_bit_by_bit_is_what_is_computed_at_once() -> None:
 def test_the_reviewer_shows_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features, names, truth = noisy_clusters()
     np.savez(tmp_path / "f.npz", features=features, ids=truth)
-    np.save(tmp_path / "l.npy", [int(name or -1) for name in names])
-    main(str(tmp_path / "f.npz"), str(tmp_path / "l.npy"))
+    (tmp_path / "i.csv").write_text("path,id\n" + "".join(f"{row}.jpg,{name}\n" for row, name in enumerate(names)))
+    main(str(tmp_path / "f.npz"), str(tmp_path / "i.csv"))
     assert capsys.readouterr().out.count("pairwise F1") == 4

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ccreid_cli.review.decisions import DIFFERENT, SAME, Decisions
 from ccreid_cli.review.questions import Questions, as_groups
+from ccreid_cli.review.table import read_identities
 
 
 def wrong_pairs(names: Sequence[str], truth: Sequence[str]) -> tuple[int, float]:
@@ -49,11 +50,13 @@ def review(
     return found
 
 
-def main(features_file: str, labels_file: str) -> None:
-    """Show what 50, 100 and 200 answers mend: `python scripted_reviewer.py FEATURES.npz LABELS.npy`."""
+def main(features_file: str, identities_file: str) -> None:
+    """Show what 50, 100 and 200 answers mend: `python scripted_reviewer.py FEATURES.npz IDENTITIES.csv`.
+
+    The features have the true ids; the CSV has a line for each, in their order.
+    """
     arrays = np.load(features_file)
-    labels = np.load(labels_file) if Path(labels_file).suffix == ".npy" else np.load(labels_file)["labels"]
-    names = ["" if label < 0 else str(label) for label in labels.tolist()]
+    names = read_identities(Path(identities_file)).names
     found = review(arrays["features"], names, arrays["ids"].tolist(), 200)
     for number in (0, 50, 100, 200):
         wrong, f1 = found[min(number, len(found) - 1)]
