@@ -20,6 +20,8 @@ MAX_JUNK = 3
 NUM_CLUSTERS = 6
 NUM_MEMBERS = 12
 NUM_OUTLIERS = 36
+LEAST_LIKELY = 0.3
+"""Of two clusters to be one identity, for a suggestion to merge them."""
 SEED = 0
 
 Indices = NDArray[np.int64]
@@ -186,7 +188,7 @@ def choose_doubtful(
     pairs: dict[frozenset[int], float] = {}
     for doubt in doubts:
         for group in doubt.groups:
-            if group.whole:
+            if group.whole and group.likelihood >= LEAST_LIKELY:
                 pairs.setdefault(frozenset((doubt.cluster, int(labels[group.images[0]]))), group.likelihood)
 
     def gain(pair: frozenset[int]) -> float:
