@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
 from ccreid_cli.cli.common import refuse_existing
+
+if TYPE_CHECKING:
+    from ccreid_cli.core.reporter import Reporter
+    from ccreid_cli.pseudo_labels.choosing_eps import EpsChoice
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +48,8 @@ def cluster_features(
 ) -> None:
     """Give pseudo-labels to any feature matrix: k-reciprocal Jaccard distance, then DBSCAN or Infomap.
 
-    Rows are L2-normalised first. Example: `ccreid cluster features.npz --eps 0.6 -o labels.npz`.
+    Rows are L2-normalised first. Examples: `ccreid cluster features.npz --eps 0.6 -o labels.npz`, `ccreid cluster
+    features.npz --eps auto` (shows what each eps gives).
     """
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.config import validate
@@ -82,6 +87,9 @@ def cluster_features(
         f"{found.num_outliers:,} of {len(found.labels):,} images in none"
     )
     seconds = time.perf_counter() - start
+    choice_of_eps = found.eps_choice.as_json() if found.eps_choice else {}
+    if found.eps_choice:
+        _say_choice(found.eps_choice, reporter)
     if out is not None:
         write_or_keep(out, lambda path: write_labels(path, found.labels))
     counts = {
@@ -96,7 +104,7 @@ def cluster_features(
             quality = label_quality(found.labels, *number_names(arrays.ids))
     if as_json:
         where = None if out is None else str(out)
-        output.print_json({"output": where, **counts, "stages": found.seconds, **quality})
+        output.print_json({"output": where, **counts, **choice_of_eps, "stages": found.seconds, **quality})
         return
     rows = [
         [name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}"]
@@ -104,6 +112,18 @@ def cluster_features(
     ]
     output.print_table("", ["", ""], rows)
     output.say("labels were not written; add -o labels.npz." if out is None else f"labels: {out}")
+
+
+def _say_choice(choice: EpsChoice, reporter: Reporter) -> None:
+    """Say what each value of eps gives, and which was chosen and why."""
+    reporter.message("  eps    clusters   outliers   silhouette   smoothed")
+    for trial in choice.trials:
+        mark = "  <- chosen" if trial.eps == choice.eps else ""
+        reporter.message(
+            f"{trial.eps:.3f}  {trial.num_clusters:>10,} {trial.num_outliers:>10,} {trial.silhouette:>12.3f} "
+            f"{trial.score:>10.3f}{mark}"
+        )
+    reporter.message(choice.why())
 
 
 def score_features(

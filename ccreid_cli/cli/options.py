@@ -230,7 +230,9 @@ def _annotation(field: SettingField) -> Any:
         rich_help_panel=setting.panel,
         autocompletion=completion_values.of_setting(field),
     )
-    return Annotated[field.kind | None, option]
+    # Typer knows no name-or-number: it hands on the words, and `validate` reads them.
+    kind = str if setting.besides == "number" else field.kind
+    return Annotated[kind | None, option]
 
 
 def setting_help(field: SettingField) -> str:

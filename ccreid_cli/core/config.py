@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.setting import Setting, SettingField, setting_fields
@@ -102,11 +102,14 @@ class TrainConfig:
 
     cluster: Annotated[str, Setting("Clusterer: {names}.", LABELS, names="clusterer")] = "dbscan"
     eps: Annotated[
-        float,
+        float | Literal["auto"],
         Setting(
-            "Largest Jaccard distance between neighbours (dbscan), or smallest similarity (infomap).",
+            "Largest Jaccard distance between neighbours (dbscan; auto: the best one at the start of each epoch), or "
+            "smallest similarity (infomap).",
             LABELS,
             default="{}; recipes differ",
+            names=("auto",),
+            besides="number",
             gt=0,
             lt=1,
         ),

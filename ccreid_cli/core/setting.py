@@ -21,7 +21,7 @@ class Setting:
         default: How the help names the default: ``{}`` is its value. Empty: not at all.
         names: What its value is a name of, as errors say it ("architecture"; `engine.settings.REGISTRIES` has the
             registry), or the fixed names it is one of.
-        besides: What it may be besides one of its names: a "path" or any other "text".
+        besides: What it may be besides one of its names: a "path", any other "text" or a "number" within the limits.
         environment: The environment variable that gives its value where no option does.
         may_change: Whether it may change when a run is resumed: it does not alter what is computed.
         ge: Smallest value.
@@ -38,7 +38,7 @@ class Setting:
     inverted: bool = False
     default: str = "{}"
     names: str | tuple[str, ...] = ()
-    besides: Literal["", "path", "text"] = ""
+    besides: Literal["", "path", "text", "number"] = ""
     environment: str | None = None
     may_change: bool = False
     ge: float | None = None
@@ -51,8 +51,21 @@ class Setting:
         """Tell pydantic the limits, so that they need no annotation of its own: `--help` must not load it."""
         if isinstance(self.names, tuple) and self.names and not self.besides:
             return {"type": "literal", "expected": list(self.names)}
-        limits = {name: getattr(self, name) for name in ("ge", "gt", "le", "lt", "min_length")}
-        return {**handler(source), **{name: limit for name, limit in limits.items() if limit is not None}}
+        wanted = {name: getattr(self, name) for name in ("ge", "gt", "le", "lt", "min_length")}
+        limits = {name: limit for name, limit in wanted.items() if limit is not None}
+        if self.besides == "number":
+            return self._name_or_number(limits)
+        return {**handler(source), **limits}
+
+    def _name_or_number(self, limits: dict[str, Any]) -> dict[str, Any]:
+        words = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+        within = " and ".join(f"{words[name]} {limit:g}" for name, limit in limits.items())
+        return {
+            "type": "union",
+            "choices": [{"type": "literal", "expected": list(self.names)}, {"type": "float", **limits}],
+            "custom_error_type": "name_or_number",
+            "custom_error_message": f"Input should be {' or '.join(self.names)} or a number {within}",
+        }
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,17 @@ def check_cameras(dataset: ReidDataset, config: TrainConfig, reporter: Reporter)
 def _nothing_to_tell_apart(found: PseudoLabels, epoch: int, config: TrainConfig) -> DataError:
     num_images = len(found.labels)
     clusters = "no cluster" if found.num_clusters == 0 else "a single cluster"
-    too_few_join = found.num_outliers > num_images // 2
-    advice = "larger" if too_few_join == CLUSTERERS[config.cluster].larger_eps_joins_more else "smaller"
+    eps = f"{config.eps:g}" if config.eps != "auto" else "auto, whichever value it tries"
     return DataError(
         f"epoch {epoch + 1}: {clusters} among {plural(num_images, 'image')} "
-        f"({plural(found.num_outliers, 'outlier')}) at --eps {config.eps:g}; there is nothing to tell apart.",
-        f"Try a {advice} --eps; better starting weights (--weights imagenet) help too.",
+        f"({plural(found.num_outliers, 'outlier')}) at --eps {eps}; there is nothing to tell apart.",
+        _advice(found, config),
     )
+
+
+def _advice(found: PseudoLabels, config: TrainConfig) -> str:
+    if config.eps == "auto":
+        return "Try better starting weights (--weights imagenet), or a smaller --k1 or --min-samples."
+    too_few_join = found.num_outliers > len(found.labels) // 2
+    change = "larger" if too_few_join == CLUSTERERS[config.cluster].larger_eps_joins_more else "smaller"
+    return f"Try a {change} --eps; better starting weights (--weights imagenet) help too."

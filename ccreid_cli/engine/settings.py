@@ -17,7 +17,7 @@ from ccreid_cli.core.errors import UsageError
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.method.registry import METHODS
 from ccreid_cli.models.registry import BACKBONES, POOLINGS
-from ccreid_cli.pseudo_labels.registry import CLUSTERERS
+from ccreid_cli.pseudo_labels.registry import CLUSTERERS, check_eps
 
 if TYPE_CHECKING:
     from ccreid_cli.core.recipes import Recipe
@@ -118,12 +118,13 @@ def check_names(config: TrainConfig) -> None:
     """Check that what the settings name exists. A dataset may be a path and is looked for when it is read.
 
     Raises:
-        UsageError: There is no such row.
+        UsageError: There is no such row, or the clusterer cannot choose eps.
     """
     for name, registry in REGISTRIES.items():
         setting = settings()[name].setting
         if not setting.besides:
             find_row(registry, str(setting.names), getattr(config, name))
+    check_eps(config.cluster, config.eps)
 
 
 def check_packages(config: TrainConfig) -> None:

@@ -91,6 +91,8 @@ def describe_epoch(line: dict[str, Any], epochs: int) -> str:
     ]
     if "cross_camera_share" in line:
         parts.append(f"{100 * line['cross_camera_share']:.0f} % in clusters of several cameras")
+    if "eps" in line:
+        parts.append(f"eps {line['eps']:g}")
     if "ari" in line:
         parts.append(f"ARI {line['ari']:.3f}")
     if "mAP" in line:

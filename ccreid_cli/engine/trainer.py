@@ -189,6 +189,8 @@ class Trainer:
         state.line.update(num_clusters=found.num_clusters, num_outliers=found.num_outliers)
         if found.cross_camera_share is not None:
             state.line["cross_camera_share"] = round(found.cross_camera_share, 4)
+        if found.eps_choice:
+            state.line["eps"] = found.eps_choice.eps
         if self.dataset.has_train_ids:
             # A diagnosis for the log only: nothing below reads identities.
             with side_task("the clusters were not compared with the identities", self.reporter):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from sklearn.cluster import DBSCAN
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
-from sklearn.neighbors import sort_graph_by_row_values
 
 from ccreid_cli.core.components import require
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.stopwatch import Stopwatch
+from ccreid_cli.pseudo_labels.choosing_eps import EPS_VALUES, EpsChoice, choose_eps
+from ccreid_cli.pseudo_labels.density import dbscan
 from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable, shared_neighbors
 
@@ -27,7 +28,8 @@ class ClusterSettings:
 
     Attributes:
         method: A name in `registry.CLUSTERERS`.
-        eps: DBSCAN: largest Jaccard distance of two neighbours. Infomap: smallest similarity of two linked images.
+        eps: DBSCAN: largest Jaccard distance of two neighbours, or "auto": what `choosing_eps` finds best for the
+            features at hand. Infomap: smallest similarity of two linked images.
         k1: Nearest neighbours, the image itself included.
         k2: DBSCAN: neighbours that weights are averaged over. Infomap: clusters of at most so many images are dropped.
         min_samples: DBSCAN: images within eps, itself included, that make an image a core of a cluster.
@@ -36,7 +38,7 @@ class ClusterSettings:
     """
 
     method: str = "dbscan"
-    eps: float = 0.6
+    eps: float | Literal["auto"] = 0.6
     k1: int = 30
     k2: int = 6
     min_samples: int = 4
@@ -50,8 +52,21 @@ class ClusterSettings:
         return cls(config.cluster, **shared)
 
 
-Clusterer = Callable[[FeatureTable, ClusterSettings, Group, Stopwatch], NDArray[np.int64]]
-"""Gives each row of a table a label, (N,), 0 to num_clusters - 1, or -1 for outliers.
+@dataclass(frozen=True)
+class Clustering:
+    """What a clusterer found.
+
+    Attributes:
+        labels: (N,), 0 to num_clusters - 1, or -1 for outliers.
+        eps_choice: How eps was chosen, where it was "auto".
+    """
+
+    labels: NDArray[np.int64]
+    eps_choice: EpsChoice | None = None
+
+
+Clusterer = Callable[[FeatureTable, ClusterSettings, Group, Stopwatch], Clustering]
+"""Gives each row of a table a label.
 
 It runs in every process of the group with the same table and gives the same labels in each. It may split the rows over
 the processes (`Group.bounds`, `Group.gather_rows`) and leave the rest to the first (`Group.on_main`); in a group of one
@@ -59,54 +74,34 @@ these do nothing. The stopwatch takes the seconds of its stages.
 """
 
 
-def cluster_by_dbscan(
-    table: FeatureTable, settings: ClusterSettings, group: Group, watch: Stopwatch
-) -> NDArray[np.int64]:
+def cluster_by_dbscan(table: FeatureTable, settings: ClusterSettings, group: Group, watch: Stopwatch) -> Clustering:
     """DBSCAN on the k-reciprocal Jaccard distance (Cluster Contrast, section 3.1)."""
     with watch.stage("neighbors"):
         similarities, indices = shared_neighbors(table, settings.k1, group)
     with watch.stage("jaccard"):
-        pairs = near_pairs(table, similarities, indices, settings.k1, settings.k2, group, settings.eps)
+        farthest = EPS_VALUES[-1] if settings.eps == "auto" else settings.eps
+        pairs = near_pairs(table, similarities, indices, settings.k1, settings.k2, group, farthest)
+
+    def cluster() -> Clustering:
+        graph = graph_from_pairs(pairs, len(table))
+        if settings.eps != "auto":
+            return Clustering(dbscan(graph, settings.eps, settings.min_samples, table.counts))
+        choice = choose_eps(graph, settings.min_samples, table.counts)
+        return Clustering(dbscan(graph, choice.eps, settings.min_samples, table.counts), choice)
+
     with watch.stage("clustering"):
-        return group.on_main(
-            lambda: dbscan(graph_from_pairs(pairs, len(table)), settings.eps, settings.min_samples, table.counts)
-        )
+        return group.on_main(cluster)
 
 
-def cluster_by_infomap(
-    table: FeatureTable, settings: ClusterSettings, group: Group, watch: Stopwatch
-) -> NDArray[np.int64]:
+def cluster_by_infomap(table: FeatureTable, settings: ClusterSettings, group: Group, watch: Stopwatch) -> Clustering:
     """Infomap on the cosine neighbour graph (the second label method of Cluster Contrast's November 2021 version)."""
+    assert settings.eps != "auto"
     with watch.stage("neighbors"):
         own, indices = shared_neighbors(table, settings.k1, group)
         similarities = group.gather_rows(own)
     with watch.stage("clustering"):
-        return group.on_main(
-            lambda: infomap(similarities.cpu().numpy(), indices.cpu().numpy(), settings.eps, settings.k2)
-        )
-
-
-def dbscan(
-    graph: sparse.csr_matrix, eps: float, min_samples: int = 4, counts: NDArray[np.int64] | None = None
-) -> NDArray[np.int64]:
-    """Cluster by density (Ester et al., KDD 1996) on a sparse graph of distances.
-
-    Args:
-        graph: (N, N) distances; pairs that are not stored are far apart, stored zeros are as near as can be.
-        eps: Largest distance of two neighbours.
-        min_samples: Images within eps, itself included, that make an image a core of a cluster.
-        counts: How many images each row stands for, (N,); None for one each.
-
-    Returns:
-        Labels (N,), in the order of the clusters' first core images; -1 marks outliers.
-    """
-    if graph.shape[0] == 0:
-        return np.empty(0, dtype=np.int64)
-    by_distance = sort_graph_by_row_values(graph, copy=True, warn_when_not_sorted=False)
-    labels = (
-        DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(by_distance, sample_weight=counts).labels_
-    )
-    return np.asarray(labels, dtype=np.int64)
+        links = similarities.cpu().numpy(), indices.cpu().numpy()
+        return Clustering(group.on_main(partial(infomap, *links, settings.eps, settings.k2)))
 
 
 def infomap(

@@ -20,10 +20,11 @@ from ccreid_cli.pseudo_labels.cameras import (
     num_known,
     without_single_camera_clusters,
 )
+from ccreid_cli.pseudo_labels.choosing_eps import EpsChoice
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.constraints import Constraints, separate
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
-from ccreid_cli.pseudo_labels.registry import load_clusterer
+from ccreid_cli.pseudo_labels.registry import check_eps, load_clusterer
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class PseudoLabels:
         cross_camera_share: Of the images in clusters as the clusterer made them, those in clusters that several cameras
             see, 0 to 1; None where fewer than two cameras are known.
         seconds: Time per stage, as the clusterer names them: `neighbors`, `jaccard`, `clustering`.
+        eps_choice: How eps was chosen, where it was "auto".
     """
 
     labels: NDArray[np.int64]
@@ -44,6 +46,7 @@ class PseudoLabels:
     num_outliers: int
     seconds: dict[str, float]
     cross_camera_share: float | None = None
+    eps_choice: EpsChoice | None = None
 
 
 def pseudo_labels(
@@ -73,7 +76,7 @@ def pseudo_labels(
 
     Raises:
         DataError: A row is zero, infinite or not a number.
-        UsageError: There is no such clusterer, or it needs a package that is not installed.
+        UsageError: There is no such clusterer, it needs a package that is not installed, or cannot choose eps.
     """
     group = group or Group(device=features.device if isinstance(features, torch.Tensor) else None)
     if reporter is None or group.world > 1 or group.device.type == "cpu":
@@ -94,6 +97,7 @@ def _label(
     group: Group,
 ) -> PseudoLabels:
     cluster = load_clusterer(settings.method)
+    check_eps(settings.method, settings.eps)
     if len(features) == 0:
         return PseudoLabels(np.empty(0, dtype=np.int64), 0, 0, {})
     watch = Stopwatch(group.device)
@@ -106,15 +110,16 @@ def _label(
         else:
             settings = constraints.scaled(settings)
             table = FeatureTable(constraints.pool(rows), group.device, counts=constraints.sizes())
-    labels = cluster(table, settings, group, watch)
+    found = cluster(table, settings, group, watch)
+    labels, share = found.labels, None
     if constraints is not None:
         labels = constraints.spread(group.on_main(partial(separate, table, labels, constraints, settings)))
-    share = None
     if camera_ids is not None and num_known(camera_ids) > 1:
         share = cross_camera_share(labels, camera_ids)
         if settings.drop_single_camera:
             labels = without_single_camera_clusters(labels, camera_ids)
-    return PseudoLabels(labels, int(labels.max(initial=-1)) + 1, int((labels == -1).sum()), watch.seconds, share)
+    num_clusters, num_outliers = int(labels.max(initial=-1)) + 1, int((labels == -1).sum())
+    return PseudoLabels(labels, num_clusters, num_outliers, watch.seconds, share, found.eps_choice)
 
 
 def _unit_rows(features: FeatureArray, device: torch.device) -> torch.Tensor:

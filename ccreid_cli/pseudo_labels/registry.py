@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ccreid_cli.core.components import Component, find_row, require
+from ccreid_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from ccreid_cli.pseudo_labels.clustering import Clusterer
@@ -18,9 +19,11 @@ class ClustererRow(Component["Clusterer"]):
     Attributes:
         larger_eps_joins_more: Whether a larger eps puts more images into clusters: true of a distance, false of a
             similarity.
+        chooses_eps: Whether it can choose eps by itself: ``--eps auto``.
     """
 
     larger_eps_joins_more: bool = True
+    chooses_eps: bool = False
 
 
 def _dbscan() -> Clusterer:
@@ -40,6 +43,7 @@ CLUSTERERS: dict[str, ClustererRow] = {
         "DBSCAN on k-reciprocal Jaccard distances, as in the paper",
         _dbscan,
         {"eps": 0.6, "k1": 30, "k2": 6},
+        chooses_eps=True,
     ),
     "infomap": ClustererRow(
         "Infomap on cosine similarities, as in the November 2021 version",
@@ -62,3 +66,18 @@ def load_clusterer(name: str) -> Clusterer:
     if row.needs:
         require(*row.needs)
     return row.load()
+
+
+def check_eps(name: str, eps: float | str) -> None:
+    """Check that the clusterer called `name` can work with such an eps.
+
+    Raises:
+        UsageError: It is "auto", and this clusterer needs a number; or there is no such clusterer.
+    """
+    row = find_row(CLUSTERERS, "clusterer", name)
+    if eps == "auto" and not row.chooses_eps:
+        able = ", ".join(other for other, one in CLUSTERERS.items() if one.chooses_eps)
+        raise UsageError(
+            f"--eps auto does not go with --cluster {name}, which cannot choose it.",
+            f"Give a number ({row.defaults.get('eps', 'see its help')} is its default), or use --cluster {able}.",
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ccreid_cli.pseudo_labels.choosing_eps import EpsChoice
 from ccreid_cli.report.content import Retrieval, Training
 from ccreid_cli.report.numbers import (
     STAGES,
@@ -35,8 +36,9 @@ _STAGE_COLOURS = dict(zip(STAGE_NAMES, ("c1", "c4", "c3", "c6", "c2", "c5", "c7"
 
 
 def training_charts(training: Training) -> list[Chart]:
-    """Draw loss, clusters, outliers, cameras, label quality, scores and time; what no epoch has is left out."""
-    makers = (_loss_chart, _cluster_chart, _outlier_chart, _camera_chart, _quality_chart, _score_chart, _time_chart)
+    """Draw how loss, labels, scores and time went over the epochs; what no epoch has is left out."""
+    makers = (_loss_chart, _cluster_chart, _outlier_chart, _camera_chart, _eps_chart)
+    makers += (_quality_chart, _score_chart, _time_chart)
     return [chart for make in makers if (chart := make(training)) is not None]
 
 
@@ -102,6 +104,24 @@ def _camera_chart(training: Training) -> Chart | None:
     return Chart("Across cameras", svg, f"{decimal(_last_of(lines[0].values))} %", note)
 
 
+def _eps_chart(training: Training) -> Chart | None:
+    lines = _lines(training, [("eps", "eps", "c1", "solid")])
+    if not lines:
+        return None
+    svg = line_chart(epoch_numbers(training.metrics), lines, x_label="epoch")
+    note = "The eps that was chosen at the start of each epoch: the one whose clusters stood out most."
+    return Chart("eps", svg, f"{_last_of(lines[0].values):g}", note)
+
+
+def eps_chart(choice: EpsChoice) -> Chart:
+    """Draw how every eps rates, the chosen one in the legend."""
+    values = np.array([[trial.silhouette, trial.score] for trial in choice.trials])
+    lines = [Line("smoothed", values[:, 1], "c1"), Line("silhouette", values[:, 0], "c2", "dotted")]
+    x = np.array([trial.eps for trial in choice.trials])
+    svg = line_chart(x, lines, x_label="eps")
+    return Chart("Choice of eps", svg, f"{choice.eps:g}", f"{choice.why()[0].upper()}{choice.why()[1:]}", _keys(lines))
+
+
 def _quality_chart(training: Training) -> Chart | None:
     wanted = [("purity", "purity", "c3", "dotted"), ("nmi", "NMI", "c2", "dashed"), ("ari", "ARI", "c1", "solid")]
     lines = _lines(training, wanted)
@@ -145,6 +165,7 @@ def epoch_table(metrics: Metrics) -> tuple[list[str], list[tuple[str, ...]]]:
         "loss": [decimal(number(line.get("loss")), 3) for line in metrics],
         "clusters": [count(number(line.get("num_clusters"))) for line in metrics],
         "outliers": [count(number(line.get("num_outliers"))) for line in metrics],
+        "eps": [decimal(number(line.get("eps")), 3) for line in metrics],
     }
     for key, title in (("ari", "ARI"), ("nmi", "NMI"), ("purity", "purity")):
         columns[title] = [decimal(number(line.get(key)), 3) for line in metrics]

@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ccreid_cli.pseudo_labels.choosing_eps import EpsChoice
+
 T = TypeVar("T")
 
 
@@ -220,6 +222,7 @@ class Clusters:
         outliers: Some of the outliers.
         merges: Without identities: clusters that may be one, the likeliest to mend most first.
         commands: Without identities: how to correct clusters by hand.
+        eps_choice: How eps was chosen, where it was "auto".
     """
 
     checkpoint: str
@@ -230,6 +233,7 @@ class Clusters:
     outliers: tuple[Picture, ...]
     merges: tuple[Merge, ...] = ()
     commands: tuple[str, ...] = ()
+    eps_choice: EpsChoice | None = None
 
 
 @dataclass(frozen=True)

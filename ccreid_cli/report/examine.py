@@ -73,6 +73,7 @@ def clusters(sources: Sources) -> Clusters | None:
         selections=(*doubtful, *choose_clusters(dataset, store, found.labels)),
         outliers=choose_outliers(dataset, store, found.labels),
         merges=merges,
+        eps_choice=found.eps_choice,
         commands=() if dataset.has_train_ids else _commands(sources),
     )
 

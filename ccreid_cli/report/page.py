@@ -17,7 +17,7 @@ from PIL import Image
 
 from ccreid_cli.core.words import plural, printable
 from ccreid_cli.images.thumbnail import encode_small
-from ccreid_cli.report.charts import epoch_table, retrieval_charts, training_charts
+from ccreid_cli.report.charts import epoch_table, eps_chart, retrieval_charts, training_charts
 from ccreid_cli.report.content import ReportContent
 from ccreid_cli.report.numbers import count, decimal, duration, total_seconds
 
@@ -49,7 +49,7 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
     )
     functions = (count, decimal, duration, plural, thumbnail, total_seconds)
-    functions_of_sections = (training_charts, epoch_table, retrieval_charts)
+    functions_of_sections = (training_charts, epoch_table, eps_chart, retrieval_charts)
     environment.globals.update({function.__name__: function for function in (*functions, *functions_of_sections)})
     return environment
 

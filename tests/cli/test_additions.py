@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 import tiny
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from typer.main import get_command
 
@@ -28,6 +27,7 @@ from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.cluster_contrast import ClusterContrast
 from ccreid_cli.method.registry import METHODS
 from ccreid_cli.models.registry import BACKBONES, POOLINGS, BackboneRow
+from ccreid_cli.pseudo_labels.clustering import Clustering
 from ccreid_cli.pseudo_labels.registry import CLUSTERERS, ClustererRow
 
 from .conftest import Cli
@@ -97,8 +97,8 @@ def test_pooling(cli: Cli, train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train("pooling_type", "median").read_config().pooling_type == "median"
 
 
-def in_four(table: Any, *others: Any) -> NDArray[np.int64]:
-    return np.arange(len(table), dtype=np.int64) % 4
+def in_four(table: Any, *others: Any) -> Clustering:
+    return Clustering(np.arange(len(table), dtype=np.int64) % 4)
 
 
 def test_clusterer(cli: Cli, train: Any, monkeypatch: pytest.MonkeyPatch) -> None:

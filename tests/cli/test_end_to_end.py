@@ -76,6 +76,9 @@ def test_cluster_and_score_of_any_features(
     assert result["seconds"] > 0
     labels = np.load("out/labels.npz")["labels"]
     assert len(set(zip(ids, labels, strict=True))) == 20
+    auto = ccreid(capfd, monkeypatch, "cluster", "all.npz", *options[:4], "--eps", "auto")
+    assert auto["num_clusters"] == 20 and auto["eps"] in [trial["eps"] for trial in auto["trials"]]
+    assert f"eps {auto['eps']:g}: " in auto["why"]
     np.savez("q.npz", features=features[::8], ids=ids[::8], cams=cams[::8])
     scores = ccreid(capfd, monkeypatch, "score", "--query", "q.npz", "--gallery", "all.npz")
     assert scores["mAP"] == pytest.approx(1.0) and scores["num_queries"] == 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from typing import Literal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,12 +16,12 @@ from ccreid_cli.core.config import TrainConfig, may_change_on_resume, validate
 
 @settings(max_examples=40, deadline=None)
 @given(
-    eps=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    eps=st.floats(0, 1, exclude_min=True, exclude_max=True) | st.just("auto"),
     lr=st.floats(1e-12, 10),
     seed=st.integers(0, 2**31 - 1),
     name=st.none() | st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1),
 )
-def test_settings_survive_their_file(eps: float, lr: float, seed: int, name: str | None) -> None:
+def test_settings_survive_their_file(eps: float | Literal["auto"], lr: float, seed: int, name: str | None) -> None:
     config = TrainConfig(eps=eps, lr=lr, seed=seed, name=name)
     assert validate(tomllib.loads(config.to_toml())["train"], "file") == config
 

@@ -58,6 +58,7 @@ def test_stopped_after_any_step(step: int, tiny_data: Path, tmp_path: Path, undi
     "changes",
     [
         {"dropout": 0.3},
+        {"eps": "auto"},
         {"use_hard": True, "cluster": "infomap", "eps": 0.9, "k2": 2},
         {"optimizer": "sgd", "lr": 0.01, "warmup": 2, "milestones": "1"},
         {"optimizer": "adamw", "warmup": 1},
@@ -69,6 +70,7 @@ def test_stopped_with_other_methods(changes: dict[str, Any], tiny_data: Path, tm
         pytest.importorskip("infomap")
     with tiny.watched() as watch:
         tiny.train(tiny_data, tmp_path / "whole", **changes)
+    assert ("eps" in tiny.run_of(tmp_path / "whole").read_metrics()[-1]) == (changes.get("eps") == "auto")
     expected = {**tiny.outcome(tmp_path / "whole"), "losses": watch.losses}
     losses = stopped_run(tiny_data, tmp_path / "stopped", 6, **changes)
     check_resumed(tmp_path / "stopped", losses, expected)

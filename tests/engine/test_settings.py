@@ -144,7 +144,17 @@ def test_defaults_are_those_of_dbscan() -> None:
         ({"dataset": "toy", "cluster": "kmeans"}, None, "dbscan"),
         ({"dataset": "toy", "arch": "resnet5"}, None, 'did you mean "resnet50"'),
         ({"dataset": "toy", "method": "cluster"}, None, "cluster-contrast"),
-        ({"dataset": "toy", "eps": 1.0}, None, "eps = 1.0: it should be less than 1"),
+        (
+            {"dataset": "toy", "eps": 1.0},
+            None,
+            "eps = 1.0: it should be auto or a number greater than 0 and less than 1",
+        ),
+        ({"dataset": "toy", "eps": "best"}, None, "it should be auto or a number"),
+        (
+            {"dataset": "toy", "eps": "auto", "cluster": "infomap"},
+            None,
+            "--eps auto does not go with --cluster infomap",
+        ),
         ({"dataset": "toy", "lr": float("nan")}, None, "lr = nan"),
         ({"dataset": "toy", "precision": "fp8"}, None, "'fp32'"),
         ({"dataset": "toy", "pooling_type": "mean"}, None, "gem"),

@@ -4,47 +4,9 @@ import sys
 
 import numpy as np
 import pytest
-from scipy import sparse
-from sklearn.cluster import DBSCAN
 
 from ccreid_cli.core.errors import UsageError
-from ccreid_cli.pseudo_labels.clustering import dbscan, infomap, label_quality
-
-
-def random_graph(rng: np.random.Generator, total: int) -> tuple[sparse.csr_matrix, np.ndarray]:
-    places = rng.uniform(size=(total, 2))
-    distances = np.minimum(np.linalg.norm(places[:, None] - places, axis=2), 1).astype(np.float32)
-    rows, columns = np.nonzero(distances < 0.4)
-    return sparse.csr_matrix((distances[rows, columns], (rows, columns)), shape=(total, total)), distances
-
-
-@pytest.mark.parametrize("eps", [0.03, 0.035, 0.04])
-def test_sparse_and_dense_labels_are_equal(rng: np.random.Generator, eps: float) -> None:
-    graph, distances = random_graph(rng, 300)
-    expected = DBSCAN(eps=eps, min_samples=4, metric="precomputed").fit(distances).labels_
-    assert expected.max() > 2
-    np.testing.assert_array_equal(dbscan(graph, eps), expected)
-
-
-def test_stored_zeros_are_neighbours() -> None:
-    """Five copies of one image are a cluster, though all their distances are zero."""
-    rows, columns = np.nonzero(np.ones((5, 5)))
-    graph = sparse.csr_matrix((np.zeros(25, dtype=np.float32), (rows, columns)), shape=(7, 7))
-    np.testing.assert_array_equal(dbscan(graph, 0.5), [0, 0, 0, 0, 0, -1, -1])
-
-
-def test_min_samples_counts_the_image_itself() -> None:
-    rows, columns = np.nonzero(np.ones((3, 3)))
-    graph = sparse.csr_matrix((np.full(9, 0.1, dtype=np.float32), (rows, columns)), shape=(3, 3))
-    assert (dbscan(graph, 0.5, min_samples=3) == 0).all()
-    assert (dbscan(graph, 0.5, min_samples=4) == -1).all()
-
-
-def test_graph_is_left_as_it_was(rng: np.random.Generator) -> None:
-    graph, _ = random_graph(rng, 50)
-    before = graph.copy()
-    dbscan(graph, 0.1)
-    assert (graph != before).nnz == 0 and (graph.indices == before.indices).all()
+from ccreid_cli.pseudo_labels.clustering import infomap, label_quality
 
 
 def blocks_of(sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:

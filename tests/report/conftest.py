@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ccreid_cli.pseudo_labels.choosing_eps import EPS_VALUES, EpsChoice, EpsTrial
 from ccreid_cli.report.content import (
     Cluster,
     Clusters,
@@ -35,6 +36,7 @@ def metrics(epochs: int = 12, eval_step: int = 4) -> tuple[dict[str, Any], ...]:
         seconds = {"extract": 8.0, "neighbors": 0.5, "jaccard": 19.0, "clustering": 1.0, "train": 90.0, "save": 0.4}
         line: dict[str, Any] = {"epoch": epoch, "seconds": seconds, "loss": 4 / (epoch + 1) + 1}
         line |= {"num_clusters": 200 + 50 * epoch, "num_outliers": 4000 - 300 * epoch, "cross_camera_share": 0.5}
+        line |= {"eps": 0.6 - 0.025 * (epoch % 3)}
         line |= {"ari": 0.07 * epoch, "nmi": 0.5 + 0.03 * epoch, "purity": 0.4 + 0.04 * epoch}
         if (epoch + 1) % eval_step == 0:
             line |= {"mAP": 0.06 * epoch, "rank1": 0.07 * epoch}
@@ -69,6 +71,8 @@ def content(picture: Callable[..., Picture]) -> ReportContent:
         Score("published", "published", "another paper", 83.0, 92.9),
     )
     checkpoint = "the last checkpoint (after epoch 12)"
+    trials = tuple(EpsTrial(value, 750, 321, value / 2, value / 2) for value in EPS_VALUES)
+    eps = EpsChoice(EPS_VALUES[-1], trials)
     sections: dict[str, object] = {
         "results": Results(scores, flags=("iters",), num_queries=3368, num_queries_skipped=1),
         "training": Training(metrics(), 12936, 751, published),
@@ -90,6 +94,7 @@ def content(picture: Callable[..., Picture]) -> ReportContent:
             (picture(),),
             (Merge(cluster, cluster, 0.8),),
             ("ccreid review 'a <b>'",),
+            eps,
         ),
         "setup": Setup(
             settings=(("eps", "0.4", "recipe market1501"), ("iters", HOSTILE, "flag")),

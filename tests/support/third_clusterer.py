@@ -8,17 +8,18 @@ from scipy import sparse
 
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.stopwatch import Stopwatch
-from ccreid_cli.pseudo_labels.clustering import ClusterSettings
+from ccreid_cli.pseudo_labels.clustering import Clustering, ClusterSettings
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable, shared_neighbors
 from ccreid_cli.pseudo_labels.registry import ClustererRow
 
 
-def cluster(table: FeatureTable, settings: ClusterSettings, group: Group, watch: Stopwatch) -> NDArray[np.int64]:
+def cluster(table: FeatureTable, settings: ClusterSettings, group: Group, watch: Stopwatch) -> Clustering:
     with watch.stage("neighbors"):
         own, indices = shared_neighbors(table, settings.k1, group)
         similarities = group.gather_rows(own)
     with watch.stage("components"):
-        return group.on_main(lambda: components(similarities.numpy(), indices.numpy(), settings.eps))
+        eps = float(settings.eps)
+        return Clustering(group.on_main(lambda: components(similarities.numpy(), indices.numpy(), eps)))
 
 
 def components(similarities: NDArray[np.float32], indices: NDArray[np.int32], eps: float) -> NDArray[np.int64]:
