@@ -24,6 +24,8 @@ class TrainState:
         epoch: Epochs done.
         step: Steps done within the epoch under way; 0 between epochs.
         labels: (N,) pseudo-labels of the epoch under way; None between epochs.
+        previous_labels: (N,) pseudo-labels of the last epoch done; None before there is one, or where an
+            older checkpoint does not hold them.
         losses: (iters,) float32 losses of the steps done in the epoch under way; None between epochs.
         line: The metrics line of the epoch under way.
         best: The best evaluation so far, with its epoch; empty before the first.
@@ -34,6 +36,7 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     labels: torch.Tensor | None = None
+    previous_labels: torch.Tensor | None = None
     losses: torch.Tensor | None = None
     line: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
@@ -43,7 +46,7 @@ class TrainState:
     def pack(self) -> dict[str, Any]:
         """Return the state as plain values and tensors."""
         texts = {name: json.dumps(getattr(self, name)) for name in ("line", "best", "last", "metrics")}
-        tensors = {"labels": self.labels, "losses": self.losses}
+        tensors = {"labels": self.labels, "previous_labels": self.previous_labels, "losses": self.losses}
         return {"epoch": self.epoch, "step": self.step, **texts, **tensors}
 
     @classmethod
@@ -51,7 +54,7 @@ class TrainState:
         """Return what `pack` was given."""
         texts = {name: json.loads(packed[name]) for name in ("line", "best", "last", "metrics")}
         rest = {name: packed[name] for name in ("epoch", "step", "labels", "losses")}
-        return cls(**rest, **texts)
+        return cls(**rest, **texts, previous_labels=packed.get("previous_labels"))
 
     def note_evaluation(self, evaluation: dict[str, Any]) -> bool:
         """Keep the scores of the epoch under way, and tell whether they are the best so far."""
@@ -64,6 +67,7 @@ class TrainState:
     def end_epoch(self) -> None:
         """Count the epoch under way as done."""
         self.metrics.append(self.line)
+        self.previous_labels = self.labels
         self.epoch, self.step, self.line = self.epoch + 1, 0, {}
         self.labels = self.losses = None
 
@@ -93,6 +97,8 @@ def describe_epoch(line: dict[str, Any], epochs: int) -> str:
         parts.append(f"{100 * line['cross_camera_share']:.0f} % in clusters of several cameras")
     if "eps" in line:
         parts.append(f"eps {line['eps']:g}")
+    if "stability" in line:
+        parts.append(f"stability {line['stability']:.3f}")
     if "ari" in line:
         parts.append(f"ARI {line['ari']:.3f}")
     if "mAP" in line:

@@ -41,6 +41,7 @@ from ccreid_cli.method.interface import Method
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, label_quality
 from ccreid_cli.pseudo_labels.constraints import find_constraints
+from ccreid_cli.pseudo_labels.clustering import ClusterSettings, agreement, label_quality
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
 
@@ -191,6 +192,9 @@ class Trainer:
             state.line["cross_camera_share"] = round(found.cross_camera_share, 4)
         if found.eps_choice:
             state.line["eps"] = found.eps_choice.eps
+        if state.previous_labels is not None:
+            with side_task("the clusters were not compared with those of the last epoch", self.reporter):
+                state.line["stability"] = agreement(found.labels, state.previous_labels.numpy())
         if self.dataset.has_train_ids:
             # A diagnosis for the log only: nothing below reads identities.
             with side_task("the clusters were not compared with the identities", self.reporter):

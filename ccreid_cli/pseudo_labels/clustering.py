@@ -145,6 +145,24 @@ def _keep_large(labels: NDArray[np.int64], max_dropped: int) -> NDArray[np.int64
     return result
 
 
+def agreement(labels: NDArray[np.int64], others: NDArray[np.int64]) -> float:
+    """Adjusted Rand index of two labelings of the same images, each outlier a cluster of its own.
+
+    Args:
+        labels: (N,), -1 for outliers.
+        others: (N,), likewise.
+    """
+    return float(adjusted_rand_score(_outliers_apart(labels), _outliers_apart(others)))
+
+
+def _outliers_apart(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give each outlier a label of its own."""
+    is_outlier = labels < 0
+    apart = labels.copy()
+    apart[is_outlier] = labels.max(initial=-1) + 1 + np.arange(int(is_outlier.sum()))
+    return apart
+
+
 def label_quality(labels: NDArray[np.int64], person_ids: NDArray[np.int64]) -> dict[str, float]:
     """How well labels match the true identities: a diagnosis, never a training signal.
 
@@ -162,8 +180,7 @@ def label_quality(labels: NDArray[np.int64], person_ids: NDArray[np.int64]) -> d
         return {}
     labels, person_ids = labels[known].astype(np.int64), person_ids[known]
     clustered = labels >= 0
-    singletons = labels.copy()
-    singletons[~clustered] = labels.max() + 1 + np.arange(int((~clustered).sum()))
+    singletons = _outliers_apart(labels)
     purity = 0.0
     if clustered.any():
         table = contingency_matrix(labels[clustered], person_ids[clustered], sparse=True)

@@ -37,8 +37,8 @@ _STAGE_COLOURS = dict(zip(STAGE_NAMES, ("c1", "c4", "c3", "c6", "c2", "c5", "c7"
 
 def training_charts(training: Training) -> list[Chart]:
     """Draw how loss, labels, scores and time went over the epochs; what no epoch has is left out."""
-    makers = (_loss_chart, _cluster_chart, _outlier_chart, _camera_chart, _eps_chart)
-    makers += (_quality_chart, _score_chart, _time_chart)
+    of_labels = (_cluster_chart, _outlier_chart, _camera_chart, _eps_chart, _stability_chart, _quality_chart)
+    makers = (_loss_chart, *of_labels, _score_chart, _time_chart)
     return [chart for make in makers if (chart := make(training)) is not None]
 
 
@@ -113,6 +113,15 @@ def _eps_chart(training: Training) -> Chart | None:
     return Chart("eps", svg, f"{_last_of(lines[0].values):g}", note)
 
 
+def _stability_chart(training: Training) -> Chart | None:
+    lines = _lines(training, [("stability", "stability", "c1", "solid")])
+    if not lines:
+        return None
+    svg = line_chart(epoch_numbers(training.metrics), lines, x_label="epoch")
+    note = "How far the clusters are those of the epoch before (adjusted Rand index); no identities are needed."
+    return Chart("Stability", svg, decimal(_last_of(lines[0].values), 2), note)
+
+
 def eps_chart(choice: EpsChoice) -> Chart:
     """Draw how every eps rates, the chosen one in the legend."""
     values = np.array([[trial.silhouette, trial.score] for trial in choice.trials])
@@ -167,7 +176,7 @@ def epoch_table(metrics: Metrics) -> tuple[list[str], list[tuple[str, ...]]]:
         "outliers": [count(number(line.get("num_outliers"))) for line in metrics],
         "eps": [decimal(number(line.get("eps")), 3) for line in metrics],
     }
-    for key, title in (("ari", "ARI"), ("nmi", "NMI"), ("purity", "purity")):
+    for key, title in (("stability", "stability"), ("ari", "ARI"), ("nmi", "NMI"), ("purity", "purity")):
         columns[title] = [decimal(number(line.get(key)), 3) for line in metrics]
     for key, title in (("mAP", "mAP %"), ("rank1", "rank-1 %")):
         columns[title] = [decimal(100 * number(line.get(key))) for line in metrics]

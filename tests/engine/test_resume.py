@@ -70,7 +70,9 @@ def test_stopped_with_other_methods(changes: dict[str, Any], tiny_data: Path, tm
         pytest.importorskip("infomap")
     with tiny.watched() as watch:
         tiny.train(tiny_data, tmp_path / "whole", **changes)
-    assert ("eps" in tiny.run_of(tmp_path / "whole").read_metrics()[-1]) == (changes.get("eps") == "auto")
+    lines = tiny.run_of(tmp_path / "whole").read_metrics()
+    assert ["stability" in line for line in lines] == [False, True]
+    assert ("eps" in lines[-1]) == (changes.get("eps") == "auto")
     expected = {**tiny.outcome(tmp_path / "whole"), "losses": watch.losses}
     losses = stopped_run(tiny_data, tmp_path / "stopped", 6, **changes)
     check_resumed(tmp_path / "stopped", losses, expected)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ccreid_cli.core.errors import UsageError
-from ccreid_cli.pseudo_labels.clustering import infomap, label_quality
+from ccreid_cli.pseudo_labels.clustering import agreement, infomap, label_quality
 
 
 def blocks_of(sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -59,3 +59,12 @@ def test_quality_leaves_unknown_identities_out() -> None:
     assert label_quality(labels, ids) == label_quality(labels[:2], ids[:2])
     assert label_quality(labels, np.full(4, -1)) == {}
     assert label_quality(np.full(2, -1), ids[:2])["purity"] == 0
+
+
+def test_agreement_of_two_labelings() -> None:
+    labels = np.array([0, 0, 0, 1, 1, -1, -1])
+    assert agreement(labels, labels) == 1.0
+    assert agreement(labels, np.array([5, 5, 5, 2, 2, -1, -1])) == 1.0
+    assert agreement(labels, np.array([0, 0, 0, 1, 1, 2, 2])) < 1.0  # outliers are alone, not together
+    assert agreement(labels, np.array([0, 1, 0, 1, 0, 1, 0])) < 0.3
+    assert agreement(np.full(3, -1), np.full(3, -1)) == 1.0

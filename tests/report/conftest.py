@@ -36,6 +36,7 @@ def metrics(epochs: int = 12, eval_step: int = 4) -> tuple[dict[str, Any], ...]:
         seconds = {"extract": 8.0, "neighbors": 0.5, "jaccard": 19.0, "clustering": 1.0, "train": 90.0, "save": 0.4}
         line: dict[str, Any] = {"epoch": epoch, "seconds": seconds, "loss": 4 / (epoch + 1) + 1}
         line |= {"num_clusters": 200 + 50 * epoch, "num_outliers": 4000 - 300 * epoch, "cross_camera_share": 0.5}
+        line |= {"stability": 0.5 + 0.04 * epoch} if epoch else {}
         line |= {"eps": 0.6 - 0.025 * (epoch % 3)}
         line |= {"ari": 0.07 * epoch, "nmi": 0.5 + 0.03 * epoch, "purity": 0.4 + 0.04 * epoch}
         if (epoch + 1) % eval_step == 0:

@@ -86,7 +86,7 @@ def test_ids_are_unique_and_links_lead_somewhere(text: str) -> None:
 def test_every_part_is_there(text: str) -> None:
     text = Page(text).text
     charts = ["Loss", "Clusters", "Outliers", "Label quality", "mAP and rank-1", "Time per epoch", "CMC curve"]
-    charts += ["Choice of eps", "0.8", "the most distinct of 0.3 to 0.8"]
+    charts += ["Stability", "Choice of eps", "0.8", "the most distinct of 0.3 to 0.8"]
     tables = [
         "82.3",
         "92.5",
