@@ -39,9 +39,8 @@ from ccreid_cli.machine.signals import StopFlag, StopRequested
 from ccreid_cli.machine.stopwatch import synchronize
 from ccreid_cli.method.interface import Method
 from ccreid_cli.models.reid_net import ReidNet
-from ccreid_cli.pseudo_labels.clustering import ClusterSettings, label_quality
-from ccreid_cli.pseudo_labels.constraints import find_constraints
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, agreement, label_quality
+from ccreid_cli.pseudo_labels.constraints import find_constraints
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
 

@@ -19,9 +19,12 @@ def random_graph(rng: np.random.Generator, total: int) -> tuple[sparse.csr_matri
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 999), total=st.integers(1, 150), eps=st.floats(0.01, 0.2), min_samples=st.integers(1, 9))
 def test_labels_are_those_of_scikit_learn(seed: int, total: int, eps: float, min_samples: int) -> None:
-    graph, distances = random_graph(np.random.default_rng(seed), total)
-    expected = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(distances).labels_
-    np.testing.assert_array_equal(dbscan(graph, eps, min_samples), expected)
+    rng = np.random.default_rng(seed)
+    graph, distances = random_graph(rng, total)
+    for counts in (None, rng.integers(1, 4, total)):
+        clusterer = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed")
+        expected = clusterer.fit(distances, sample_weight=counts).labels_
+        np.testing.assert_array_equal(dbscan(graph, eps, min_samples, counts), expected)
 
 
 def test_a_border_image_joins_the_first_cluster_near_it() -> None:
