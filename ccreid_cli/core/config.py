@@ -59,10 +59,10 @@ class TrainConfig:
     pattern: Annotated[
         str,
         Setting(
-            "Regular expression for the names of own images in a folder, with groups id, camera, tracklet, frame. "
-            "Example: --pattern '(?P<camera>[0-9]+)_(?P<tracklet>[0-9]+)_(?P<frame>[0-9]+)'",
+            "Regular expression for the names of own images in a folder; what its groups id, camera, tracklet and "
+            "frame match is taken. Example: --pattern '(?P<camera>.)_'",
             DATA,
-            default="names like cam01_track0005_frame000123.jpg",
+            default="names of a tracker's crops are known",
         ),
     ] = ""
     data_dir: Annotated[
