@@ -63,8 +63,8 @@ def train(
 ) -> None:
     """Train a re-identification model without labels.
 
-    The dataset's published recipe gives every value that no flag sets; `--recipe camera` and `--recipe nocamera` go
-    over it and give the best that is known with and without camera labels.
+    The dataset's published recipe gives every value that no flag sets; `--recipe camera` goes over it and gives the
+    best that is known with camera labels.
 
     Examples: `ccreid train -d toy`, `ccreid train -d market1501 -a resnet_ibn50a --iters 400 --use-hard`.
     """

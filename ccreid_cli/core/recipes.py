@@ -109,7 +109,7 @@ def recipe_layers(names: Sequence[str], dataset: str | None) -> list[Recipe]:
     if len(whole) > 1:
         raise UsageError(
             f"the recipes {whole[0].name} and {whole[1].name} are each for a dataset; only one can be used.",
-            "Add recipes that fit any dataset: camera, nocamera.",
+            "Add recipes that name no dataset, such as camera.",
         )
     if not whole and dataset in recipe_names():
         layers.insert(0, load_recipe(dataset))

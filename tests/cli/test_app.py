@@ -269,7 +269,7 @@ def test_tables_need_no_colour_and_fit_a_pipe(
 
 
 def test_every_reporting_command_is_asked_for_json() -> None:
-    elsewhere = {"data fetch", "cluster", "score", "extract", "search", "identify"}
+    elsewhere = {"data fetch", "cluster", "score", "extract", "search", "identify", "review"}
     elsewhere |= {"export", "report", "weights fetch", "bench"}
     with_json = {
         path.removeprefix("ccreid ")
