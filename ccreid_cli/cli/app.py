@@ -15,8 +15,6 @@ import typer
 
 from ccreid_cli.cli import (
     bench,
-    completion_answers,
-    completion_scripts,
     data,
     evaluate,
     export,
@@ -32,6 +30,7 @@ from ccreid_cli.cli import (
     train,
     weights,
 )
+from ccreid_cli.cli.completion import answers, scripts
 from ccreid_cli.cli.error_messages import Stopped, leave
 from ccreid_cli.cli.help_pages import PageGroup, use_pages
 from ccreid_cli.cli.options import bind_all
@@ -40,7 +39,7 @@ from ccreid_cli.core.version import __version__
 
 COMMANDS = (
     *(train, evaluate, identify, review, report, extract, export),
-    *(data, weights, features, runs, bench, system, completion_scripts),
+    *(data, weights, features, runs, bench, system, scripts),
 )
 """Modules that add commands, in the order in which `--help` shows them."""
 
@@ -111,8 +110,8 @@ def _run() -> None:
     """Answer a shell that completes, or do what the words say."""
     # The scripts that `--install-completion` installs hand their words on in the environment.
     app = build_app(None if "_CCREID_COMPLETE" in os.environ else sys.argv)
-    if completion_answers.VARIABLE in os.environ:
-        completion_answers.answer(app, sys.argv[1:], os.environ[completion_answers.VARIABLE])
+    if answers.VARIABLE in os.environ:
+        answers.answer(app, sys.argv[1:], os.environ[answers.VARIABLE])
     else:
         # Typer's own box around wrong words would take the marks and control characters in them for its own.
         sys.exit(app(prog_name="ccreid", standalone_mode=False) or 0)

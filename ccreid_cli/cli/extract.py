@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
+from ccreid_cli.cli import output
 from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, refuse_existing
+from ccreid_cli.cli.completion import values as completion_values
 from ccreid_cli.core.config import DATA
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ccreid_cli.cli import completion_values
+from ccreid_cli.cli.completion import values as completion_values
 from ccreid_cli.core.components import Component
 from ccreid_cli.core.config import DATA, MODEL, RUN, may_change_on_resume, settings
 from ccreid_cli.core.errors import UsageError

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
+from ccreid_cli.cli import output
 from ccreid_cli.cli.common import logs_dir_or_default
+from ccreid_cli.cli.completion import values as completion_values
 
 if TYPE_CHECKING:
     from ccreid_cli.engine.run_folder import RunFolder

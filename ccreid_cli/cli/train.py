@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
+from ccreid_cli.cli import output
 from ccreid_cli.cli.common import logs_dir_or_default, refuse_file, show_dataset
+from ccreid_cli.cli.completion import values as completion_values
 from ccreid_cli.core.config import MODEL, RUN
 from ccreid_cli.machine.ranks import is_main_process
 

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ccreid_cli.cli import completion_values, output
 from ccreid_cli.cli import options as opt
+from ccreid_cli.cli import output
 from ccreid_cli.cli.common import logs_dir_or_default, refuse_existing
+from ccreid_cli.cli.completion import values as completion_values
 
 weights_app = typer.Typer(help="Fetch starting weights, convert checkpoints.", no_args_is_help=True)
 

@@ -7,12 +7,12 @@ The model is the decision graph of wildlife identification: images are joined by
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.names import UNKNOWN, name_of
+from ccreid_cli.review.undo import Change, RefusedAction, UndoableTables
 
 SAME, DIFFERENT, UNSURE = "same", "different", "unsure"
 RELATIONS = {SAME, DIFFERENT, UNSURE}
@@ -20,20 +20,6 @@ BANDS = {f"{side} {level}" for side in ("inside", "outside") for level in ("like
 """How a question's group was doubted: within its identity or beside it, and how likely something is wrong."""
 NO_IDENTITY = -1
 LONGEST_NAME = 200
-
-
-class RefusedAction(UsageError):
-    """An action does not fit the images as they are now; nothing was changed."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """One entry of one table of the state, before and after; None is no entry."""
-
-    table: str
-    key: Hashable
-    before: Any
-    after: Any
 
 
 @dataclass(frozen=True)
@@ -49,7 +35,7 @@ class Group:
     whole: bool = False
 
 
-class Decisions:
+class Decisions(UndoableTables):
     """N images, their identities, and what was decided about them.
 
     Args:
@@ -65,7 +51,7 @@ class Decisions:
         self.num_images = len(names)
         flags = checked or [False] * len(names)
         numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name in names if name))}
-        self._tables: dict[str, dict[Any, Any]] = {
+        tables: dict[str, dict[Any, Any]] = {
             "identity": {image: numbers[name] for image, name in enumerate(names) if name != UNKNOWN},
             "junk": {image: True for image, name in enumerate(names) if flags[image] and name == UNKNOWN},
             "checked": {image: True for image, flag in enumerate(flags) if flag},
@@ -74,24 +60,12 @@ class Decisions:
             "named": {},
             "asked": {},
         }
+        super().__init__(tables)
         self.members: dict[int, set[int]] = {number: set() for number in numbers.values()}
         for image, number in self._tables["identity"].items():
             self.members[number].add(image)
-        self._done: list[list[Change]] = []
-        self._undone: list[list[Change]] = []
-        self._delta: list[Change] = []
 
     # What is known
-
-    @property
-    def can_undo(self) -> bool:
-        """Whether there is an action to take back."""
-        return bool(self._done)
-
-    @property
-    def can_redo(self) -> bool:
-        """Whether the last action taken back can be done again."""
-        return bool(self._undone)
 
     @property
     def edges(self) -> Mapping[tuple[int, int], str]:
@@ -145,10 +119,6 @@ class Decisions:
                 found.setdefault(identity, []).append((first, second))
         return found
 
-    def snapshot(self) -> dict[str, dict[Any, Any]]:
-        """Return a copy of all tables: equal for equal states."""
-        return {name: dict(table) for name, table in self._tables.items()}
-
     def rows(self) -> tuple[list[str], list[bool]]:
         """Return the name of the identity of each image, and whether it is checked."""
         names = [self.name_of(self.identity_of(image)) for image in range(self.num_images)]
@@ -173,66 +143,23 @@ class Decisions:
         """
         kind = action.get("do")
         if kind in ("undo", "redo"):
-            return self._go_back() if kind == "undo" else self._go_on()
+            return self._touched(self._go_back() if kind == "undo" else self._go_on())
         act = _ACTIONS.get(kind) if isinstance(kind, str) else None
         if act is None:
             raise RefusedAction(f"there is no action {kind!r}.")
-        self._delta = []
-        try:
+        with self._action():
             act(self, action)
-        except BaseException:
-            self._revert(self._delta)
-            raise
-        if not self._delta:
-            raise RefusedAction("that changes nothing.")
-        self._done.append(self._delta)
-        self._undone = []
         return self._touched(self._delta)
-
-    def take_back(self) -> None:
-        """Forget the last action that was applied, as if it had never come; for one that could not be recorded."""
-        self._revert(self._done.pop())
-
-    def _go_back(self) -> tuple[int, ...]:
-        if not self._done:
-            raise RefusedAction("there is nothing to undo.")
-        delta = self._done.pop()
-        self._revert(delta)
-        self._undone.append(delta)
-        return self._touched(delta)
-
-    def _go_on(self) -> tuple[int, ...]:
-        if not self._undone:
-            raise RefusedAction("there is nothing to redo.")
-        delta = self._undone.pop()
-        for change in delta:
-            self._write(change.table, change.key, change.after)
-        self._done.append(delta)
-        return self._touched(delta)
-
-    def _revert(self, delta: Sequence[Change]) -> None:
-        for change in reversed(delta):
-            self._write(change.table, change.key, change.before)
 
     @staticmethod
     def _touched(delta: Sequence[Change]) -> tuple[int, ...]:
         values = {value for change in delta if change.table == "identity" for value in (change.before, change.after)}
         return tuple(sorted(value for value in values if value is not None))
 
-    def _set(self, table: str, key: Hashable, value: Any) -> None:
-        before = self._tables[table].get(key)
-        if before != value:
-            self._delta.append(Change(table, key, before, value))
-            self._write(table, key, value)
-
     def _write(self, table: str, key: Any, value: Any) -> None:
-        entries = self._tables[table]
         if table == "identity":
-            self._change_members(key, entries.get(key), value)
-        if value is None:
-            entries.pop(key, None)
-        else:
-            entries[key] = value
+            self._change_members(key, self._tables[table].get(key), value)
+        super()._write(table, key, value)
 
     def _change_members(self, image: int, before: int | None, after: int | None) -> None:
         if before is not None:

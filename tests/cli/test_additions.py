@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typer.main import get_command
 
 from ccreid_cli.cli.app import build_app
-from ccreid_cli.cli.completion_answers import offers
+from ccreid_cli.cli.completion.answers import offers
 from ccreid_cli.core import config as config_module
 from ccreid_cli.core import recipes
 from ccreid_cli.core.components import Component

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from shells import TAB, Shell, make_command
 
-from ccreid_cli.cli.completion_answers import offers, unquote
-from ccreid_cli.cli.completion_scripts import FILE_NAMES, SCRIPTS
+from ccreid_cli.cli.completion.answers import offers, unquote
+from ccreid_cli.cli.completion.scripts import FILE_NAMES, SCRIPTS
 from ccreid_cli.cli.progress import STYLES
 
 from .conftest import ROOT_COMMAND, Cli
@@ -37,7 +37,7 @@ def test_fixed_choices_are_those_of_the_modules_that_take_them() -> None:
 def test_files_are_current(shell: str, cli: Cli) -> None:
     file = COMPLETIONS / FILE_NAMES[shell]
     assert file.read_text() == cli("completion", shell).out, (
-        "run: python -m ccreid_cli.cli.completion_scripts completions"
+        "run: python -m ccreid_cli.cli.completion.scripts completions"
     )
 
 

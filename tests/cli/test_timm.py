@@ -12,7 +12,7 @@ import tiny
 from typer.main import get_command
 
 from ccreid_cli.cli.app import build_app
-from ccreid_cli.cli.completion_answers import offers
+from ccreid_cli.cli.completion.answers import offers
 from ccreid_cli.inference.embedder import load_model
 
 from .conftest import Cli

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccreid_cli.review.decisions import DIFFERENT, SAME, UNSURE, Decisions, RefusedAction
+from ccreid_cli.review.decisions import DIFFERENT, SAME, UNSURE, Decisions
+from ccreid_cli.review.undo import RefusedAction
 
 NAMES = ["a", "a", "a", "a", "b", "b", "c", "", ""]
 

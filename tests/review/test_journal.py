@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ccreid_cli.core.errors import DataError
-from ccreid_cli.review.decisions import RefusedAction
 from ccreid_cli.review.journal import SUFFIX, Journal, StaleRevision
 from ccreid_cli.review.table import read_identities
+from ccreid_cli.review.undo import RefusedAction
 
 TEXT = 'id,path,note\n7,a.jpg,kept\n7,b.jpg,"with, comma"\n,c.jpg,\n'
 SPLIT_OFF = {"do": "move", "images": [1], "to": None}

@@ -1,8 +1,8 @@
 """`ccreid completion`: the scripts that let bash, zsh, fish and PowerShell complete a command line.
 
-Each script hands the words up to the cursor to ``ccreid`` itself (see `completion_answers`) and shows what comes back;
+Each script hands the words up to the cursor to ``ccreid`` itself (see `answers`) and shows what comes back;
 where nothing comes back, the shell completes file names. This module makes both what the command prints and the files
-in ``completions/`` (``python -m ccreid_cli.cli.completion_scripts completions``).
+in ``completions/`` (``python -m ccreid_cli.cli.completion.scripts completions``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from ccreid_cli.cli import completion_values, output
+from ccreid_cli.cli import output
+from ccreid_cli.cli.completion import values as completion_values
 
 BASH = r"""# bash completion for ccreid. `ccreid completion bash` prints this file.
 

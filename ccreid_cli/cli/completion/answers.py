@@ -1,4 +1,4 @@
-"""What may stand at the cursor of a command line: the answer to the scripts in `completion_scripts`.
+"""What may stand at the cursor of a command line: the answer to the scripts in `scripts`.
 
 A script runs ``ccreid`` with `VARIABLE` set and the words up to the cursor as arguments, the last one being typed.
 Each line of the answer is a value, or a value, a tab and what it is for. Typer finds the values. Its own scripts are
