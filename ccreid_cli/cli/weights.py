@@ -92,8 +92,8 @@ def convert(
         str,
         typer.Option(
             "--to",
-            help="The form: official, safetensors or torchvision (backbone only).",
-            autocompletion=completion_values.choices("official", "safetensors", "torchvision"),
+            help="The form: official, safetensors, torchreid (OSNet, for trackers) or torchvision (backbone only).",
+            autocompletion=completion_values.choices("official", "safetensors", "torchreid", "torchvision"),
         ),
     ],
     out: Annotated[

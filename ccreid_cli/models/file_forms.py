@@ -15,7 +15,8 @@ from torch import Tensor
 from ccreid_cli.core.errors import CheckpointError, UsageError
 from ccreid_cli.core.files import atomic_path
 from ccreid_cli.core.suggest import did_you_mean
-from ccreid_cli.models.key_maps import to_official, to_torchvision
+from ccreid_cli.models.key_maps import rename_start, to_official, to_torchvision
+from ccreid_cli.models.programs import PROGRAMS
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.models.spec import ModelSpec
 from ccreid_cli.models.weight_files import (
@@ -50,6 +51,24 @@ def _write_torchvision(state: Mapping[str, Tensor], spec: ModelSpec, path: Path,
     _save(_plain(to_torchvision(state)), path)
 
 
+def _write_torchreid(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
+    program = PROGRAMS["torchreid"]
+    if not spec.arch.startswith("osnet_") or not spec.num_features or spec.pooling_type != "avg":
+        raise CheckpointError("torchreid's form is for OSNet with its head (average pooling, --features 512).")
+    if not spec.relu:
+        raise CheckpointError(
+            "this network was trained without the ReLU in which torchreid's networks end.",
+            "Train with --neck-relu, or use `ccreid export --format onnx`, which holds the network itself.",
+        )
+    _save(
+        {
+            rename_start(key, {ours: theirs for theirs, ours in program.names.items()}): value
+            for key, value in _plain(state).items()
+        },
+        path,
+    )
+
+
 def _write_safetensors(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, epoch: int) -> None:
     write_safetensors(state, spec, path, epoch=str(epoch))
 
@@ -72,9 +91,10 @@ def write_safetensors(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, 
 EXPORTS: dict[str, Callable[[Mapping[str, Tensor], ModelSpec, Path, int], None]] = {
     "official": _write_official,
     "safetensors": _write_safetensors,
+    "torchreid": _write_torchreid,
     "torchvision": _write_torchvision,
 }
-EXPORT_SUFFIXES = {"official": ".pth.tar", "safetensors": ".safetensors", "torchvision": ".pth"}
+EXPORT_SUFFIXES = {"official": ".pth.tar", "safetensors": ".safetensors", "torchreid": ".pth", "torchvision": ".pth"}
 
 
 def export_weights(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, form: str, epoch: int = 0) -> None:
@@ -85,7 +105,8 @@ def export_weights(state: Mapping[str, Tensor], spec: ModelSpec, path: Path, for
         spec: What the network is made of.
         path: The file to write.
         form: ``official`` (a checkpoint that the official Cluster Contrast code resumes from), ``safetensors`` (all
-            tensors, readable by ccreid too) or ``torchvision`` (the backbone alone, under its release's names).
+            tensors, readable by ccreid too), ``torchreid`` (OSNet with its head, as trackers load it) or
+            ``torchvision`` (the backbone alone, under its release's names).
         epoch: Epochs trained, recorded where the form has a place for it.
 
     Raises:

@@ -56,14 +56,42 @@ def test_a_form_that_cannot_hold_the_network_leaves_no_file(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("form", EXPORT_SUFFIXES)
+def test_trackers_get_an_osnet_under_torchreids_names(tmp_path: Path) -> None:
+    spec = ModelSpec("osnet_x0_25", "avg", 512, relu=True)
+    model, path = ReidNet(spec), tmp_path / "osnet.pth"
+    export_weights(model.state_dict(), spec, path, "torchreid")
+    names = torch.load(path, weights_only=True).keys()
+    assert {key.split(".")[0] for key in names} == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc"}
+    file = read_weights(path)
+    assert file.kind == "torchreid" and file.spec == spec
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in file.state_dict.items())
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (ModelSpec("osnet_x0_25", "avg", 512), "trained without the ReLU"),
+        (ModelSpec("osnet_x0_25", "gem", 512, relu=True), "average pooling, --features 512"),
+        (ModelSpec("resnet18", "avg", 512, relu=True), "for OSNet"),
+    ],
+)
+def test_what_torchreid_computes_otherwise_is_refused(spec: ModelSpec, words: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        export_weights({}, spec, tmp_path / "out.pth", "torchreid")
+    assert list(tmp_path.iterdir()) == []
+
+
+FORMS = sorted(set(EXPORT_SUFFIXES) - {"torchreid"})
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_file_is_as_readable_as_any_other(model: ReidNet, tmp_path: Path, form: str) -> None:
     (tmp_path / "any").touch()
     export_weights(model.state_dict(), SPEC, tmp_path / "out", form)
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
-@pytest.mark.parametrize("form", EXPORT_SUFFIXES)
+@pytest.mark.parametrize("form", FORMS)
 def test_a_full_disk_is_said(model: ReidNet, tmp_path: Path, no_room: None, form: str) -> None:
     with pytest.raises(DataError, match="could not write"):
         export_weights(model.state_dict(), SPEC, tmp_path / "out", form)
