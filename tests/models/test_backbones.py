@@ -16,7 +16,7 @@ TORCHVISION = [arch for arch in SHIPPED if "ibn" not in arch and not arch.starts
 
 @pytest.mark.parametrize("arch", SHIPPED)
 def test_maps_have_the_promised_channels_and_stride(arch: str) -> None:
-    with torch.device("meta"):
+    with torch.device("meta"), torch.no_grad():
         backbone = BACKBONES[arch].load()()
         maps = backbone.eval()(torch.empty(2, 3, 256, 128))
     stride = 16 if arch.startswith(("resnet", "osnet")) else 32

@@ -79,4 +79,4 @@ def test_fits_a_phone_and_shows_every_image(content: ReportContent, text: str, t
     assert found["wide"] == []
     assert found["images"] == 34
     assert found["broken"] == 0
-    assert found["charts"] == 10
+    assert found["charts"] == 13
