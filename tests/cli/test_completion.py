@@ -92,7 +92,7 @@ def _offered(*words: str) -> list[str]:
         (["da"], ["data"]),
         (["data", "f"], ["fetch"]),
         (["data", "fetch", "al"], ["all"]),
-        (["weights", "convert", "plain", "--to", ""], ["official", "safetensors", "torchvision"]),
+        (["weights", "convert", "plain", "--to", ""], ["official", "safetensors", "torchreid", "torchvision"]),
         (["completion", "p"], ["powershell"]),
         (["bench", "st"], ["store", "step"]),
         (["bench", "step", "l"], ["labels"]),
