@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +24,9 @@ from ccreid_cli.images.decoding import BROKEN_HINT, Broken, describe_broken
 from ccreid_cli.inference.embedder import EmbeddedFiles, Embedder
 from ccreid_cli.inference.embedding_file import EmbeddingFile
 from ccreid_cli.inference.image_list import ImageList
+from ccreid_cli.inference.stored_arrays import UNREADABLE
 
 CHUNK = 1024
-_UNREADABLE = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class KeptChunks:
             try:
                 with np.load(file, allow_pickle=False) as loaded:
                     return str(json.loads(str(loaded["about"]))["precision"])
-            except _UNREADABLE:
+            except UNREADABLE:
                 continue
         return None
 
@@ -60,7 +58,7 @@ class KeptChunks:
                     return None
                 broken = [(int(position), str(reason)) for position, reason in about["broken"]]
                 return EmbeddedFiles(loaded["features"], loaded["kept"], broken)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None
 
     def save(self, number: int, digest: str, precision: str, found: EmbeddedFiles) -> None:

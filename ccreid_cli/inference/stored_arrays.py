@@ -29,7 +29,7 @@ PARQUET_KEY = b"ccreid"
 ALL = ("features", "ids", "cams", "names", "split", "about")
 """All arrays that `load_arrays` knows."""
 
-_UNREADABLE = (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 """What NumPy, zipfile and pyarrow raise on a file of arrays that is damaged or something else.
 
 NotImplementedError is zipfile's for compressions that it lacks, which a damaged byte can name.
@@ -121,7 +121,7 @@ def load_arrays(path: Path, wanted: Collection[str] = ALL, *, in_place: bool = F
             return _with_neighbours(path, loaded, wanted)
         with loaded:
             return _load_npz(path, loaded, wanted)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         # NumPy takes whatever it does not know for a pickle, and advises to trust it.
         reason = "it is something else, or a pickle" if "pickle" in str(error) else str(error)
         kind = "Parquet" if path.suffix.lower() == ".parquet" else "NumPy"
