@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ccreid_cli.core.components import find_row
 from ccreid_cli.core.errors import UsageError
+from ccreid_cli.machine.without_tensors import without_tensors
 from ccreid_cli.models.batch_norm import dense_format
 from ccreid_cli.models.registry import BACKBONES
 
@@ -179,7 +180,7 @@ def build_backbone(
         raise UsageError(f"--drop-path: {arch} has no stochastic depth to set.", "It is for timm's networks.")
     if initialize:
         return row.load()()
-    with torch.device("meta"):
+    with without_tensors():
         backbone = row.load()()
     return backbone.to_empty(device="cpu")
 
@@ -188,7 +189,7 @@ def build_backbone(
 def empty_backbone(arch: str, height: int = 0, width: int = 0) -> Backbone:
     """Return a backbone whose tensors have shapes and no values."""
     row = find_row(BACKBONES, "architecture", arch)
-    with torch.device("meta"):
+    with without_tensors():
         return row.load()(height, width) if row.sized else row.load()()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.suggest import did_you_mean
+from ccreid_cli.machine.without_tensors import without_tensors
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def about_network(name: str, height: int = 0, width: int = 0) -> About:
     Raises:
         UsageError: timm is not installed, has no such network, or the network cannot take such images.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), without_tensors():
         options, net = _create_any(name, height, width)
         net.eval()
         size = (height, width) if height else tuple(net.pretrained_cfg["input_size"][-2:])

@@ -110,7 +110,6 @@ FILES: dict[str, tuple[str, str, Any]] = {
         "DINOv2",
         lambda: {**_vit("vit_small_patch14_dinov2", 1370), **_shaped({"mask_token": (1, 384)})},
     ),
-    "CLIP": ("timm:vit_base_patch16_clip_quickgelu_224.openai", "CLIP", lambda: _clip(768, 12, 16, 512)),
     "CLIP in DataParallel": (
         "timm:vit_base_patch16_clip_quickgelu_224.openai",
         "CLIP",
