@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,13 @@ from ccreid_cli.models.placing import place
 from ccreid_cli.models.programs import PROGRAMS, Program
 from ccreid_cli.models.registry import usual_pooling
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
-from ccreid_cli.models.weight_files import WeightFile, load_reid_weights, read_weights, resolve_spec
+from ccreid_cli.models.weight_files import (
+    WeightFile,
+    load_reid_weights,
+    read_weights,
+    recorded_entry,
+    resolve_spec,
+)
 
 
 @dataclass(frozen=True)
@@ -82,19 +86,11 @@ class LoadedModel:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the run that wrote the checkpoint; empty when it does not say."""
-        return self._recorded("config")
+        return recorded_entry(self.meta, "config", str(self.path))
 
     def preprocess(self) -> dict[str, Any]:
         """Return how the checkpoint says its images were prepared; empty when it does not say."""
-        return self._recorded("preprocess")
-
-    def _recorded(self, key: str) -> dict[str, Any]:
-        value = self.meta.get(key)
-        try:
-            value = json.loads(value) if isinstance(value, str) else value  # the header of safetensors holds text only
-        except ValueError as error:
-            raise CheckpointError(f"{self.path}: its entry `{key}` is damaged: {error}.") from error
-        return dict(value) if isinstance(value, Mapping) else {}
+        return recorded_entry(self.meta, "preprocess", str(self.path))
 
 
 def checkpoint_file(resume: str, which: str, logs_dir: Path) -> Path:
@@ -151,6 +147,11 @@ def load_network(
         program = (
             None if weights in ("imagenet", "none") else PROGRAMS.get(read_weights(Path(weights).expanduser()).kind)
         )
+        if program and program.relu and not model.spec.relu:
+            reporter.message(
+                f"this is what a training starts from, without the ReLU at the end of {program.name}'s head; "
+                f"`--resume {weights}` takes the network as released, with it."
+            )
         return LoadedModel(place(model, choice.device).eval(), f"{weights} weights", None, {}, choice.device, program)
     path = checkpoint_file(request.resume, request.checkpoint, logs_dir)
     file: WeightFile = read_weights(path)
@@ -202,9 +203,10 @@ class Preprocessing:
     ) -> Preprocessing:
         """Decide how images are prepared for a network.
 
-        The size is the one asked for, else what the checkpoint says, else what is usual for `dataset`, else for the
-        dataset it was trained on, else 256 × 128. Images are resized as asked for, else as the checkpoint says, else as
-        the program resizes that wrote the file, which is said, else bicubic.
+        The size is the one asked for, else what the checkpoint says, else what its position embeddings are for, else
+        what is usual for `dataset`, else for the dataset it was trained on, else 256 × 128. Images are resized as
+        asked for, else as the checkpoint says, else as the program resizes that wrote the file, which is said, else
+        bicubic.
 
         Args:
             loaded: The network.
@@ -222,6 +224,8 @@ class Preprocessing:
         names = (dataset, trained_on[0] if trained_on else None)
         info = next((CATALOG[name] for name in names if name in CATALOG), None)
         usual = (info.height, info.width) if info else (256, 128)
+        if loaded.path and loaded.model.spec.height:
+            usual = (loaded.model.spec.height, loaded.model.spec.width)
         try:
             size = int(recorded.get("height", usual[0])), int(recorded.get("width", usual[1]))
         except (TypeError, ValueError) as error:

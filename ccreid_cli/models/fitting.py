@@ -1,13 +1,15 @@
-"""Which known backbone a set of tensors is, and how it differs from the nearest one."""
+"""Which known backbone a set of tensors is, how it differs from the nearest one, and loading what fits exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ccreid_cli.core.components import find_row
+from ccreid_cli.core.errors import CheckpointError
 from ccreid_cli.models.backbones import backbone_shapes, empty_backbone
 from ccreid_cli.models.registry import BACKBONES
 from ccreid_cli.models.vit_files import transformer_arch
@@ -91,3 +93,36 @@ def nearest_arch(backbone: Mapping[str, Tensor], program: str = "") -> tuple[str
             return arch, differences[arch]
     nearest = min(differences, key=lambda arch: len(differences[arch]))
     return nearest, differences[nearest]
+
+
+def misfit(source: str, difference: Difference, advice: str | None) -> CheckpointError:
+    """Return the error for tensors that are not those of the network."""
+    return CheckpointError(f"{source} does not fit the model: {difference}.", advice)
+
+
+def load_exactly(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    advise: Callable[[Mapping[str, Tensor]], str | None] | None = None,
+) -> None:
+    """Copy `state` into `module`; every key and shape must fit, and every value be finite.
+
+    Args:
+        module: Where to.
+        state: The tensors.
+        source: What to call them in an error.
+        advise: Returns advice for tensors that do not fit, if there is any.
+
+    Raises:
+        CheckpointError: They do not fit.
+    """
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    difference = compare(state, expected)
+    if difference:
+        raise misfit(source, difference, advise(state) if advise else None)
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{source} holds values that are not numbers (NaN or infinity) in {some(broken)}.")
+    counters = {key: torch.tensor(0) for key in expected if key not in state}
+    module.load_state_dict({**counters, **state}, strict=True)

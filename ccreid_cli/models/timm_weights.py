@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import NetworkError, UsageError
 from ccreid_cli.core.reporter import Reporter
+from ccreid_cli.models.fitting import load_exactly
 from ccreid_cli.models.timm_networks import TimmBackbone
-from ccreid_cli.models.weight_files import load_exactly, load_projection
+from ccreid_cli.models.weight_files import load_projection
 
 
 def load_timm_weights(model: nn.Module, reporter: Reporter) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ccreid_cli.core.components import require
+from ccreid_cli.models.key_maps import rename_start
 
 _SIZES = {
     (192, 12): "tiny",
@@ -131,3 +132,42 @@ def _name_in_timm(start: str, state: Mapping[str, Tensor], program: str) -> str 
     known = () if _is_upright(state) else TRANSFORMER_PROGRAMS
     tag = next((row.tag for row in known if row.name == program), "")
     return f"timm:{name}.{tag}" if f"{name}.{tag}" in models.get_arch_pretrained_cfgs(name) else f"timm:{name}"
+
+
+_TRANSREID_SIZES = ((256, 128), (384, 128), (256, 256), (224, 224))
+"""Heights and widths of the images that TransReID's released settings train on."""
+
+
+def transreid_lacks(state: Mapping[str, Tensor]) -> str:
+    """Name what a network of TransReID has that timm's have not; empty where there is nothing.
+
+    Args:
+        state: Its tensors, under ccreid's names.
+    """
+    blocks = {key.split(".")[2] for key in state if key.startswith("backbone.blocks.")}
+    if len(blocks) == 8 and "backbone.blocks.0.attn.qkv.bias" not in state:
+        return "with a ViT-S of its own (8 blocks 768 wide, without biases of queries, keys and values)"
+    positions = state.get("backbone.pos_embed")
+    step = _step(positions.shape[1] - 1) if positions is not None and positions.ndim == 3 else 16
+    return "" if step == 16 else f"whose patches of 16 pixels overlap (one every {step} pixels)"
+
+
+def _step(num_patches: int) -> int:
+    """Return the pixels from one patch of 16 to the next where an image has so many; 16 where nothing says less."""
+    for step in range(16, 7, -1):
+        if any(((h - 16) // step + 1) * ((w - 16) // step + 1) == num_patches for h, w in _TRANSREID_SIZES):
+            return step
+    return 16
+
+
+def transreid_features(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what computes the global feature: with local ones (JPM) the last block and norm are those of branch b1."""
+    branch = {key: value for key, value in state.items() if key.startswith("b1.")}
+    if not branch:
+        return dict(state)
+    last = max(int(key.split(".")[2]) for key in state if key.startswith("backbone.blocks."))
+    names = {"b1.0.": f"backbone.blocks.{last}.", "b1.1.": "backbone.norm."}
+    return {
+        **{key: value for key, value in state.items() if key not in branch},
+        **{rename_start(key, names): value for key, value in branch.items()},
+    }

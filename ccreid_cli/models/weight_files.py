@@ -7,7 +7,7 @@ training needs, such as a classifier, is left out, and the remarks say so.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from ccreid_cli.core.components import find_row
 from ccreid_cli.core.errors import CheckpointError, UsageError
 from ccreid_cli.models.backbones import Backbone, empty_backbone
-from ccreid_cli.models.fitting import Difference, backbone_difference, compare, nearest_arch, some
+from ccreid_cli.models.fitting import backbone_difference, load_exactly, misfit, nearest_arch
 from ccreid_cli.models.key_maps import from_official, to_torchvision
-from ccreid_cli.models.programs import PROGRAMS, recognise
+from ccreid_cli.models.programs import PROGRAMS
+from ccreid_cli.models.recognising import recognise
 from ccreid_cli.models.registry import BACKBONES, usual_pooling
 from ccreid_cli.models.safe_load import find_state_dict, load_untrusted
 from ccreid_cli.models.spec import ModelSpec
@@ -87,6 +88,25 @@ class WeightFile:
         if shape != (found.arch, found.pooling_type == "gem", found.num_features):
             raise CheckpointError(f"{self.path} says that it is {recorded}, but its tensors are {found}.")
         return recorded
+
+
+def recorded_entry(meta: Mapping[str, Any], key: str, source: str) -> dict[str, Any]:
+    """Return what a checkpoint of ccreid says of itself under a key; empty when it says nothing.
+
+    Args:
+        meta: What it holds beside the tensors; in safetensors files each entry is text.
+        key: ``config`` (settings of its run) or ``preprocess`` (``height``, ``width``, ``resize``).
+        source: What to call the file in an error.
+
+    Raises:
+        CheckpointError: The entry is damaged.
+    """
+    value = meta.get(key)
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise CheckpointError(f"{source}: its entry `{key}` is damaged: {error}.") from error
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _recorded_spec(meta: Mapping[str, Any], path: Path) -> ModelSpec | None:
@@ -159,9 +179,13 @@ def spec_from_state(state: Mapping[str, Tensor], source: str = "the state dict")
         CheckpointError: It fits no network that ccreid knows; the message names the keys that differ from the nearest.
     """
     ours = from_official(state)
-    arch, difference = nearest_arch(to_torchvision(ours, source))
+    backbone = to_torchvision(ours, source)
+    arch, difference = nearest_arch(backbone)
     if difference:
         raise _unknown_network(source, arch, str(difference))
+    if find_row(BACKBONES, "architecture", arch).sized:
+        height, width = empty_backbone(arch).size_of(backbone)
+        return ModelSpec(arch, "class", height=height, width=width)
     embedding = ours.get("embedding.weight")
     num_features = len(embedding) if embedding is not None and embedding.ndim == 2 else 0
     return ModelSpec(arch, "gem" if "pooling.p" in ours else "avg", num_features)
@@ -226,7 +250,7 @@ def adopted_spec(file: WeightFile, spec: ModelSpec, typed: Collection[str]) -> M
     if "arch" in typed:
         difference = backbone_difference(file.state_dict, spec.arch)
         if difference:
-            raise _misfit(file.title, difference, _advice(file.state_dict))
+            raise misfit(file.title, difference, _advice(file.state_dict))
     else:
         arch = backbone_arch(file, spec.arch)
         if arch != spec.arch and "pooling_type" not in typed:
@@ -243,41 +267,9 @@ def _for_training(spec: ModelSpec, drop_path: float, height: int, width: int) ->
     return replace(spec, drop_path=drop_path, height=height, width=width)
 
 
-def _misfit(source: str, difference: Difference, advice: str | None) -> CheckpointError:
-    return CheckpointError(f"{source} does not fit the model: {difference}.", advice)
-
-
 def _advice(backbone: Mapping[str, Tensor]) -> str | None:
     arch, difference = nearest_arch(backbone)
     return None if difference else f"The file fits `--arch {arch}`."
-
-
-def load_exactly(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    source: str,
-    advise: Callable[[Mapping[str, Tensor]], str | None] | None = None,
-) -> None:
-    """Copy `state` into `module`; every key and shape must fit, and every value be finite.
-
-    Args:
-        module: Where to.
-        state: The tensors.
-        source: What to call them in an error.
-        advise: Returns advice for tensors that do not fit, if there is any.
-
-    Raises:
-        CheckpointError: They do not fit.
-    """
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    difference = compare(state, expected)
-    if difference:
-        raise _misfit(source, difference, advise(state) if advise else None)
-    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"{source} holds values that are not numbers (NaN or infinity) in {some(broken)}.")
-    counters = {key: torch.tensor(0) for key in expected if key not in state}
-    module.load_state_dict({**counters, **state}, strict=True)
 
 
 def load_backbone_weights(model: nn.Module, file: WeightFile | Path) -> None:

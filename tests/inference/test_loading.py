@@ -9,7 +9,7 @@ import torch
 
 from ccreid_cli.core.errors import CheckpointError, UsageError
 from ccreid_cli.core.reporter import SilentReporter
-from ccreid_cli.inference.loading import LoadedModel, Preprocessing
+from ccreid_cli.inference.loading import LoadedModel, ModelRequest, Preprocessing, load_network
 from ccreid_cli.models.programs import PROGRAMS
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 
@@ -72,3 +72,29 @@ def test_the_resize_is_the_one_asked_for_else_recorded_else_the_programs() -> No
 def test_a_damaged_record_is_the_checkpoints_error(recorded: object) -> None:
     with pytest.raises(CheckpointError, match=r"c\.pt"):
         Preprocessing.of(loaded({"preprocess": recorded}))
+
+
+def test_position_embeddings_say_for_which_images_they_are() -> None:
+    file = loaded({})
+    file.model.spec = replace(file.model.spec, height=384, width=128)
+    assert Preprocessing.of(file, "market1501").height == 384
+    assert Preprocessing.of(replace(file, path=None), "market1501").height == 256  # starting weights follow the dataset
+
+
+def test_starting_weights_say_that_they_are_not_the_released_network(tmp_path: Path) -> None:
+    net = ReidNet(ModelSpec("resnet18", "avg", 8))
+    head = {f"fc.0.{kind}": getattr(net.embedding, kind) for kind in ("weight", "bias")}
+    head |= {f"fc.1.{name}": value for name, value in net.neck.state_dict().items()}
+    path = tmp_path / "t.pth"
+    torch.save({**net.backbone.state_dict(), **head}, path)
+    said: dict[str, str] = {}
+    for kind in ("weights", "resume"):
+        reporter = Messages()
+        found = load_network(ModelRequest(**{kind: str(path)}), tmp_path, "cpu", reporter)
+        said[kind] = " ".join(reporter.messages)
+        assert found.model.spec.relu == (kind == "resume")
+    assert (
+        f"without the ReLU at the end of torchreid's ResNet with a head (resnet50_fc512)'s head; `--resume {path}`"
+        in (said["weights"])
+    )
+    assert "ReLU" not in said["resume"]

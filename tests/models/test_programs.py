@@ -16,7 +16,7 @@ from torch import Tensor
 from ccreid_cli.core.errors import CheckpointError, UsageError
 from ccreid_cli.models.file_forms import export_backbone
 from ccreid_cli.models.key_maps import to_official
-from ccreid_cli.models.programs import recognise
+from ccreid_cli.models.recognising import recognise
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
 from ccreid_cli.models.weight_files import adopted_spec, load_reid_weights, read_weights, resolve_spec
 

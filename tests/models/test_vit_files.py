@@ -13,8 +13,8 @@ from ccreid_cli.core.errors import CheckpointError
 from ccreid_cli.models.backbones import backbone_shapes
 from ccreid_cli.models.file_forms import export_backbone
 from ccreid_cli.models.fitting import backbone_difference
-from ccreid_cli.models.reid_net import ModelSpec, build_model
-from ccreid_cli.models.weight_files import backbone_arch, read_weights
+from ccreid_cli.models.reid_net import ModelSpec, ReidNet, build_model
+from ccreid_cli.models.weight_files import backbone_arch, load_reid_weights, read_weights, resolve_spec
 
 timm = pytest.importorskip("timm")
 State = dict[str, Tensor]
@@ -183,3 +183,86 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         backbone_arch(read_weights(path))
     assert "ccreid has the backbones" in str(caught.value.hint)
     assert len(backbone_difference(read_weights(path).state_dict, SMALL)) == 1
+
+
+def _neck(name: str, width: int = 384) -> State:
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return _shaped({**dict.fromkeys([f"{name}.{part}" for part in parts], (width,)), f"{name}.num_batches_tracked": ()})
+
+
+def _transreid(positions: int = 129, *, parts: bool = False, cameras: int = 0) -> State:
+    """Return the tensors of TransReID's DeiT-S: plain, with the parts of JPM, with an embedding per camera (SIE)."""
+    backbone = {**_vit(positions=positions), **_shaped({"fc.weight": (1000, 384), "fc.bias": (1000,)})}
+    last = {key.removeprefix("blocks.11."): value for key, value in backbone.items() if key.startswith("blocks.11.")}
+    norm = {f"1.{kind}": backbone[f"norm.{kind}"] for kind in ("weight", "bias")}
+    if cameras:
+        backbone["sie_embed"] = torch.zeros(cameras, 1, 384)
+    state = {**_at("base.", backbone), **_neck("bottleneck"), **_shaped({"classifier.weight": (751, 384)})}
+    for branch in ("b1.", "b2.") if parts else ():
+        state |= _at(branch, {**_at("0.", last), **norm})
+    for part in range(1, 5) if parts else ():
+        state |= {**_neck(f"bottleneck_{part}"), **_shaped({f"classifier_{part}.weight": (751, 384)})}
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "size", "said"),
+    [
+        (_transreid(), (256, 128), []),
+        (_at("module.", _transreid(193)), (384, 128), []),
+        (
+            _transreid(257, cameras=20),
+            (256, 256),
+            ["by camera or view (SIE) has no place", "base.sie_embed [20, 1, 384]"],
+        ),
+        (_transreid(parts=True), (256, 128), ["the four parts by groups of patches (JPM"]),
+    ],
+    ids=["plain", "DataParallel", "cameras", "parts"],
+)
+def test_transreids_whole_network_is_read(state: State, size: tuple[int, int], said: list[str], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "transformer_120.pth")
+    file = read_weights(tmp_path / "transformer_120.pth")
+    assert resolve_spec(file) == ModelSpec(SMALL, "class", height=size[0], width=size[1])
+    notes = " ".join(file.notes)
+    assert "TransReID; the whole network is read" in notes and "classifier.weight [751, 384]" in notes
+    assert all(words in notes for words in said) and sum(part in notes for part in ("SIE", "JPM")) == bool(said)
+
+
+def test_the_last_block_of_the_global_branch_is_taken(tmp_path: Path) -> None:
+    """With parts TransReID never uses the backbone's own last block and norm."""
+    state = _transreid(parts=True)
+    state["b1.0.mlp.fc2.bias"] = torch.full((384,), 2.0)
+    state["b1.1.weight"] = torch.full((384,), 3.0)
+    state["bottleneck.running_mean"] = torch.full((384,), 4.0)
+    torch.save(state, tmp_path / "jpm.pth")
+    file = read_weights(tmp_path / "jpm.pth")
+    model = ReidNet(file.spec, initialize_backbone=False)
+    load_reid_weights(model, file.state_dict, file.title)
+    found = model.state_dict()
+    assert found["backbone.blocks.11.mlp.fc2.bias"].unique().tolist() == [2.0]
+    assert found["backbone.blocks.10.mlp.fc2.bias"].unique().tolist() == [0.5]
+    assert found["backbone.norm.weight"].unique().tolist() == [3.0]
+    assert found["neck.running_mean"].unique().tolist() == [4.0]
+    assert found["backbone.pos_embed"].shape == (1, 129, 384)
+
+
+def _own_small() -> State:
+    shapes = {"norm1.weight": (768,), "attn.qkv.weight": (2304, 768), "mlp.fc1.weight": (2304, 768)}
+    blocks = {f"base.blocks.{number}.{name}": shape for number in range(8) for name, shape in shapes.items()}
+    return {**_shaped({"base.patch_embed.proj.weight": (768, 3, 16, 16), **blocks}), **_neck("bottleneck", 768)}
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (_transreid(211), r"whose patches of 16 pixels overlap \(one every 12 pixels\)"),
+        (_transreid(311, parts=True), "overlap"),
+        (_transreid(442), "overlap"),
+        (_own_small(), "ViT-S of its own"),
+    ],
+)
+def test_what_timm_cannot_hold_of_transreid_is_named(state: State, said: str, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "t.pth")
+    with pytest.raises(CheckpointError, match=rf"t\.pth looks like a file of TransReID, .*{said}") as caught:
+        read_weights(tmp_path / "t.pth")
+    assert "ccreid score" in str(caught.value.hint)
