@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ccreid_cli.core.components import find_row
-from ccreid_cli.core.config import TrainConfig, settings
+from ccreid_cli.core.config import TrainConfig, settings, validate
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.engine.settings import ResolvedConfig, brought_along
 from ccreid_cli.models.registry import BACKBONES
@@ -25,6 +25,8 @@ _NAMES = {
     "relu": "neck_relu",
     "with_pooled": "with_pooled",
 }
+# What a checkpoint of ccreid records of its images.
+_IMAGES = ("height", "width", "resize")
 
 
 def spec_of(config: TrainConfig) -> ModelSpec:
@@ -43,7 +45,7 @@ def spec_of(config: TrainConfig) -> ModelSpec:
 
 
 def adopt_weights_file(resolved: ResolvedConfig, reporter: Reporter) -> ResolvedConfig:
-    """Replace the network of defaults and recipe by that of the weight file, where one is given; say so.
+    """Replace network, input size and resize of defaults and recipe by those of the weight file, if any; say so.
 
     Args:
         resolved: The settings.
@@ -51,21 +53,29 @@ def adopt_weights_file(resolved: ResolvedConfig, reporter: Reporter) -> Resolved
 
     Raises:
         UsageError: An option that the user typed contradicts the file.
+        UsageError: What the file records of its images is no size or way to resize.
         CheckpointError: The file cannot be read, or fits no known network.
     """
     config = resolved.config
     if config.weights in ("imagenet", "none"):
         return resolved
     from ccreid_cli.models.programs import PROGRAMS
-    from ccreid_cli.models.weight_files import adopted_spec, read_weights
+    from ccreid_cli.models.weight_files import adopted_spec, read_weights, recorded_entry
 
     path = Path(config.weights).expanduser()
     file = read_weights(path)
     program = PROGRAMS.get(file.kind)
     if program and program.resize and resolved.sources["resize"] == "default":
         reporter.message(f"images are resized as {program.name} resizes them: --resize {program.resize}.")
-        config = replace(config, resize=program.resize)
-        resolved = replace(resolved, config=config, sources={**resolved.sources, "resize": _SOURCE})
+        resolved = _with(resolved, {"resize": program.resize})
+    recorded = recorded_entry(file.meta, "preprocess", str(path))
+    images = {name: recorded[name] for name in _IMAGES if name in recorded and resolved.sources[name] != "flag"}
+    images = {name: value for name, value in images.items() if value != getattr(config, name)}
+    if images:
+        reporter.message(f"{path.name} says which images it takes: {_in_words(images, config)}.")
+        resolved = _with(resolved, images)
+        validate(resolved.config.as_json(), str(path))
+    config = resolved.config
     typed = {field for field, name in _NAMES.items() if resolved.sources[name] == "flag"}
     spec = adopted_spec(file, spec_of(config), typed)
     if program and program.relu and not spec.relu:
@@ -74,10 +84,20 @@ def adopt_weights_file(resolved: ResolvedConfig, reporter: Reporter) -> Resolved
     changed: dict[str, Any] = {name: value for name, value in found.items() if value != getattr(config, name)}
     if not changed:
         return resolved
-    words = [f"{settings()[name].option} {value} (not {getattr(config, name)})" for name, value in changed.items()]
-    reporter.message(f"{path.name} says which network it is: {', '.join(words)}.")
+    reporter.message(f"{path.name} says which network it is: {_in_words(changed, config)}.")
     sources = {**resolved.sources, **dict.fromkeys(changed, _SOURCE)}
     for name, value in brought_along("arch", spec.arch).items() if "arch" in changed else ():
         if sources[name] == "default" or sources[name].startswith("recipe "):
             changed[name], sources[name] = value, f"default of {spec.arch}"
     return replace(resolved, config=replace(config, **changed), sources=sources)
+
+
+def _with(resolved: ResolvedConfig, values: dict[str, Any]) -> ResolvedConfig:
+    sources = {**resolved.sources, **dict.fromkeys(values, _SOURCE)}
+    return replace(resolved, config=replace(resolved.config, **values), sources=sources)
+
+
+def _in_words(values: dict[str, Any], instead_of: TrainConfig) -> str:
+    return ", ".join(
+        f"{settings()[name].option} {value} (not {getattr(instead_of, name)})" for name, value in values.items()
+    )
