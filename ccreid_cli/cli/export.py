@@ -60,6 +60,7 @@ def export(
     pooling_type: opt.Pooling = None,
     dataset: opt.Dataset = None,
     columns: opt.Columns = None,
+    pattern: opt.Pattern = None,
     data_dir: opt.DataDir = None,
     logs_dir: opt.LogsDir = None,
     height: opt.Height = None,
@@ -81,6 +82,7 @@ def export(
     from ccreid_cli.core.side_tasks import side_task
     from ccreid_cli.inference.embedder import open_embedder
     from ccreid_cli.inference.export import (
+        FORMS,
         NUM_CHECK_IMAGES,
         SUFFIXES,
         calibration_images,
@@ -113,7 +115,7 @@ def export(
         resize=resize,
         reporter=reporter,
     )
-    found = dataset_at_hand(embedder, datasets, dataset, columns)
+    found = dataset_at_hand(embedder, datasets, dataset, columns, pattern)
     images, about_images = sample_images(embedder, found, NUM_CHECK_IMAGES[precision])
     reporter.message(f"writing {form} and checking it on {plural(len(images), 'image')}: {about_images}")
     check = export_model(
@@ -129,6 +131,8 @@ def export(
     )
     if form == "onnx" and not uint8_input:
         reporter.message(f"a TensorRT engine of it: {tensorrt_command(file, *embedder.input_size)}")
+    if form in FORMS and (misread := FORMS[form].boxmot_misreads(file, *embedder.input_size)):
+        reporter.warning(misread)
     scores: dict[str, float] = {}
     if precision != "fp32" and found is not None and not found.why_not_scored:
         with side_task("the exported file was not scored", reporter):

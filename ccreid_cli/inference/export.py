@@ -50,7 +50,13 @@ from ccreid_cli.models.file_forms import write_safetensors
 
 FORMS: dict[str, Form] = {
     "onnx": Form(
-        ".onnx", write_onnx, load_onnx, ("fp32", "fp16", "int8"), ("onnx", "onnxruntime", "onnxscript"), "onnx"
+        ".onnx",
+        write_onnx,
+        load_onnx,
+        ("fp32", "fp16", "int8"),
+        ("onnx", "onnxruntime", "onnxscript"),
+        "onnx",
+        tells_size=True,
     ),
     "openvino": Form(".xml", write_openvino, load_openvino, ("fp32", "fp16"), ("openvino",), "openvino", beside=".bin"),
     "torchscript": Form(".torchscript", write_torchscript, load_torchscript),
@@ -126,7 +132,11 @@ def files_of(out: Path, form: str) -> tuple[Path, ...]:
 
 
 def dataset_at_hand(
-    embedder: Embedder, data_dir: Path | None = None, name: str | None = None, columns: str | None = None
+    embedder: Embedder,
+    data_dir: Path | None = None,
+    name: str | None = None,
+    columns: str | None = None,
+    pattern: str | None = None,
 ) -> ReidDataset | None:
     """Return the dataset to check an export on: `name`, else the one that the network was trained on, if it is there.
 
@@ -135,12 +145,13 @@ def dataset_at_hand(
         data_dir: Folder of the datasets; None for the one it was trained in.
         name: A dataset's name or a path, where the user names one.
         columns: As ``--columns``.
+        pattern: As ``--pattern``.
 
     Raises:
         DataError: `name` is missing or broken.
     """
     if name is not None:
-        return load_dataset(name, data_dir or Path("data"), SilentReporter(), columns=columns)
+        return load_dataset(name, data_dir or Path("data"), SilentReporter(), columns=columns, pattern=pattern)
     trained_on = embedder.loaded.trained_on()
     if trained_on is None:
         return None
@@ -148,8 +159,9 @@ def dataset_at_hand(
     with contextlib.suppress(CcreidError, OSError):
         # Without a folder `load_dataset` would make the toy dataset in a new one.
         if folder.is_dir():
-            columns = embedder.loaded.settings().get("columns")
-            return load_dataset(trained_on[0], folder, SilentReporter(), columns=columns)
+            own = embedder.loaded.settings()
+            columns, pattern = own.get("columns"), own.get("pattern")
+            return load_dataset(trained_on[0], folder, SilentReporter(), columns=columns, pattern=pattern)
     return None
 
 

@@ -64,6 +64,7 @@ class Form:
         packages: What it needs, by import name.
         extra: The extra of ccreid that brings them.
         beside: The ending of a second file, if it has one.
+        tells_size: Whether trackers read the input size off the file.
     """
 
     suffix: str
@@ -73,6 +74,23 @@ class Form:
     packages: tuple[str, ...] = ()
     extra: str = ""
     beside: str = ""
+    tells_size: bool = False
+
+    def boxmot_misreads(self, file: Path, height: int, width: int) -> str:
+        """Say for which input size BoxMOT takes a file, where that is not its own; empty where it is.
+
+        Args:
+            file: The file, whose name decides.
+            height: Its input height.
+            width: Its input width.
+        """
+        assumed = (256, 256) if any(word in file.name for word in ("veri", "vehicleid")) else (256, 128)
+        if self.tells_size or (height, width) == assumed:
+            return ""
+        return (
+            f"BoxMOT gives a {self.suffix} file of this name crops of {assumed[0]}x{assumed[1]}, not {height}x{width}: "
+            "use --format onnx, which tells its size, or train for that one."
+        )
 
 
 class _Uint8Input(nn.Module):

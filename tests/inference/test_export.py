@@ -183,6 +183,25 @@ def test_a_file_scores_as_the_network_it_was_made_from(embedder: Embedder, tmp_p
     assert scores["before"] == pytest.approx(scores["after"], abs=1e-6) and 0 < scores["before"] <= 1
 
 
+def test_where_boxmot_takes_a_file_for_another_size_is_said() -> None:
+    """BoxMOT 25 reads the size off ONNX files only; of others it thinks what their names make it think."""
+    torchscript, onnx = export.FORMS["torchscript"], export.FORMS["onnx"]
+    assert not torchscript.boxmot_misreads(Path("reid.torchscript"), 256, 128)
+    said = torchscript.boxmot_misreads(Path("reid.torchscript"), 128, 64)
+    assert "crops of 256x128, not 128x64" in said and "--format onnx" in said
+    assert "crops of 256x256, not 256x128" in torchscript.boxmot_misreads(Path("my-veri.torchscript"), 256, 128)
+    assert not onnx.boxmot_misreads(Path("my-veri.onnx"), 128, 64)
+
+
+def test_the_dataset_to_check_on_takes_the_users_names(embedder: Embedder, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("a_7.png", "b_7.png", "a_8.png"):
+        Image.new("RGB", (8, 16)).save(tmp_path / name)
+    found = dataset_at_hand(embedder, None, str(tmp_path), None, r"(?P<camera>[ab])_")
+    assert found is not None and sorted(set(found.train.cameras)) == ["a", "b"]
+
+
 def test_the_tensorrt_command_names_input_and_sizes() -> None:
     command = tensorrt_command(Path("a/reid.onnx"), 256, 128)
     assert command.startswith("trtexec --onnx=a/reid.onnx --saveEngine=a/reid.engine")
