@@ -14,7 +14,8 @@ from PIL import Image
 from ccreid_cli.core.words import printable
 from ccreid_cli.images.decoding import read_picture
 from ccreid_cli.images.thumbnail import encode_small
-from ccreid_cli.review.decisions import NO_IDENTITY, Decisions
+from ccreid_cli.review.decisions import Decisions
+from ccreid_cli.review.graph import NO_IDENTITY
 from ccreid_cli.review.journal import Journal
 from ccreid_cli.review.questions import Questions, as_groups
 from ccreid_cli.review.table import IdentityTable

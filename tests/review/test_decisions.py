@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccreid_cli.review.decisions import DIFFERENT, SAME, UNSURE, Decisions
+from ccreid_cli.review.decisions import Decisions
+from ccreid_cli.review.graph import DIFFERENT, SAME, UNSURE
 from ccreid_cli.review.undo import RefusedAction
 
 NAMES = ["a", "a", "a", "a", "b", "b", "c", "", ""]
@@ -43,6 +44,15 @@ def test_an_identity_is_checked_when_all_of_its_parts_are_the_same() -> None:
     state.apply(answer([0, 1], ([2, 3], False, SAME), ([6], True, DIFFERENT)))
     assert [image for image in range(9) if state.is_checked(image)] == [0, 1, 2, 3, 6]
     assert names_of(state) == "a a a a b b c - -"
+
+
+def test_an_image_of_no_identity_that_is_different_is_not_put_aside() -> None:
+    """Checked and without an identity means junk to whoever reads the table again."""
+    state = Decisions(NAMES)
+    state.apply(answer([0, 1, 2, 3], ([7], False, DIFFERENT), ([4], True, DIFFERENT)))
+    names, checked = state.rows()
+    assert checked == [True] * 5 + [False] * 4
+    assert Decisions(names, checked).outliers() == [7, 8]
 
 
 def test_unsure_moves_nothing_and_checks_nothing() -> None:

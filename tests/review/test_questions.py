@@ -9,8 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from scripted_reviewer import main, review, wrong_pairs
 
-from ccreid_cli.review.decisions import DIFFERENT, Decisions
+from ccreid_cli.review.decisions import Decisions
+from ccreid_cli.review.graph import DIFFERENT
 from ccreid_cli.review.questions import Questions, as_groups
+from ccreid_cli.review.table import read_identities
 
 
 def noisy_clusters(seed: int = 0) -> tuple[NDArray[np.float32], list[str], list[str]]:
@@ -82,3 +84,7 @@ def test_the_reviewer_shows_its_figures(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "i.csv").write_text("path,id\n" + "".join(f"{row}.jpg,{name}\n" for row, name in enumerate(names)))
     main(str(tmp_path / "f.npz"), str(tmp_path / "i.csv"))
     assert capsys.readouterr().out.count("pairwise F1") == 4
+    main(str(tmp_path / "f.npz"), str(tmp_path / "i.csv"), "3", str(tmp_path / "c.csv"))
+    before, after = (read_identities(tmp_path / f"{name}.csv") for name in "ic")
+    assert wrong_pairs(after.names, truth) < wrong_pairs(before.names, truth) and any(after.checked)
+    assert all(name for name, checked in zip(after.names, after.checked, strict=True) if checked)

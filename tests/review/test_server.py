@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ccreid_cli.core.errors import UsageError
-from ccreid_cli.review.decisions import DIFFERENT, SAME
+from ccreid_cli.review.graph import DIFFERENT, SAME
 from ccreid_cli.review.server import LARGEST_BODY, listen
 
 from .conftest import HOSTILE, TOKEN, Site
