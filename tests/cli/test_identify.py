@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 from ccreid_cli.engine.checkpoint import save_checkpoint
 from ccreid_cli.inference import identify as identifying
@@ -137,6 +139,31 @@ def test_an_interrupted_extraction_goes_on(crops: Path, run: Cli, monkeypatch: p
     assert run(crops, *LABELS, "-o", "who.csv").code == 0
     assert saved == list(range(7)) and Path("who.csv").read_text() == whole
     assert not Path(".who.csv.features").exists()
+
+
+def test_killed_at_any_time_it_goes_on_with_the_same_bytes(
+    crops: Path, run: Cli, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SIGKILL: while the second chunk of features is written, and while the table is written."""
+    monkeypatch.setitem(kept_chunks.embed_in_chunks.__kwdefaults__, "chunk", 16)
+    settings = (*LABELS, "--precision", "fp32")
+    assert run(crops, *settings, "-o", "whole.csv").code == 0
+    words = ["identify", crops, *settings, "-o", "who.csv", "--resume", trained.logs_dir / trained.name]
+    chunks = Path(".who.csv.features")
+
+    def start(**kill: str) -> tuple[int, str]:
+        command = [*map(str, words), "--device", "cpu", "--progress", "none"]
+        return tiny.start(Path("said"), command, CCREID_TEST_CHUNK="16", **kill).finish(200)
+
+    assert start(CCREID_TEST_KILLED_BEFORE="000001.npz")[0] == -signal.SIGKILL
+    assert [file.name for file in chunks.glob("0*")] == ["000000.npz"]
+    first = (chunks / "000000.npz").stat().st_mtime_ns
+    assert start(CCREID_TEST_KILLED_BEFORE="who.csv")[0] == -signal.SIGKILL
+    assert len(list(chunks.glob("0*"))) == 2 and not Path("who.csv").exists()
+    assert (chunks / "000000.npz").stat().st_mtime_ns == first
+    code, said = start()
+    assert code == 0, said
+    assert Path("who.csv").read_bytes() == Path("whole.csv").read_bytes() and not chunks.exists()
 
 
 def test_tracks_stay_whole_and_what_is_beside_apart(crops: Path, run: Cli) -> None:

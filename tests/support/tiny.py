@@ -32,6 +32,7 @@ from ccreid_cli.engine import start as training
 from ccreid_cli.engine.run_folder import RunFolder
 from ccreid_cli.engine.settings import ResolvedConfig, resolve_config
 from ccreid_cli.engine.step import TrainStep
+from ccreid_cli.inference import kept_chunks
 from ccreid_cli.models.backbones import Backbone
 from ccreid_cli.models.registry import BACKBONES, BackboneRow
 from ccreid_cli.models.reid_net import ReidNet
@@ -284,6 +285,10 @@ def _run_command(arguments: list[str], said: str, environment: dict[str, str]) -
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "CCREID_TEST_SLOW_SAVE" in os.environ:
         _make_saves_slow(float(os.environ["CCREID_TEST_SLOW_SAVE"]))
+    if "CCREID_TEST_KILLED_BEFORE" in os.environ:
+        _die_before(os.environ["CCREID_TEST_KILLED_BEFORE"])
+    if "CCREID_TEST_CHUNK" in os.environ:
+        chunks_of(int(os.environ["CCREID_TEST_CHUNK"]))
     if "CCREID_TEST_GPU" in os.environ:
         _lasting.enter_context(pretended(os.environ["CCREID_TEST_GPU"]))
     if os.environ.get("CCREID_TEST_FAILING_RANK") == os.environ.get("RANK", "0"):
@@ -300,6 +305,23 @@ def _fail_at_third_step() -> None:
             raise DataError("this rank has had enough.", "Ask it why.")
 
     _lasting.enter_context(watched(fail))
+
+
+def chunks_of(images: int) -> None:
+    """Let extraction be kept in chunks of so many images."""
+    _lasting.enter_context(mock.patch.dict(kept_chunks.embed_in_chunks.__kwdefaults__, chunk=images))
+
+
+def _die_before(name: str) -> None:
+    """Die by SIGKILL where a file of this name is written, but not yet in its place."""
+    original = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if Path(target).name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, target)
+
+    _lasting.enter_context(mock.patch.object(Path, "replace", replace))
 
 
 def _make_saves_slow(seconds: float) -> None:
