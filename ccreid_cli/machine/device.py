@@ -16,6 +16,7 @@ from torch import nn
 
 from ccreid_cli.core.errors import DeviceError, UsageError
 from ccreid_cli.core.words import plural
+from ccreid_cli.machine.freest_gpu import freest_gpu
 from ccreid_cli.machine.ranks import local_rank
 
 T = TypeVar("T")
@@ -42,25 +43,6 @@ def _cuda_problem() -> str:
         if "driver" in str(warning.message):
             return f"the NVIDIA driver does not fit PyTorch {torch.__version__} (CUDA {torch.version.cuda})"
     return "no NVIDIA GPU is visible"
-
-
-def _freest_gpu() -> tuple[int, float, float]:
-    """Return (index, free GiB, total GiB) of the GPU with most free memory.
-
-    Raises:
-        DeviceError: No GPU answers.
-    """
-    found: list[tuple[float, int, float]] = []
-    for index in range(torch.cuda.device_count()):
-        try:
-            free, total = torch.cuda.mem_get_info(index)
-        except RuntimeError:
-            continue
-        found.append((free / 2**30, -index, total / 2**30))
-    if not found:
-        raise DeviceError("CUDA is there but no GPU answers.", "See `nvidia-smi`, or use --device cpu.")
-    free_gib, index, total_gib = max(found)
-    return -index, free_gib, total_gib
 
 
 def resolve_device(request: str = "auto") -> DeviceChoice:
@@ -102,7 +84,7 @@ def _choose_cuda(index: int | None) -> DeviceChoice:
         index = rank % count
         reason = "local rank"
     elif index is None:
-        index, free, total = _freest_gpu()
+        index, free, total = freest_gpu()
         reason = f"{free:.0f} of {total:.0f} GiB free" + (f", the freest of {count}" if count > 1 else "")
     device = torch.device("cuda", index)
     try:

@@ -36,6 +36,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(free))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
         monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+        monkeypatch.setattr("ccreid_cli.machine.freest_gpu._free_by_index", lambda count: {})
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU-{index}")
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
         monkeypatch.setattr(device.torch, "zeros", zeros)
