@@ -28,12 +28,15 @@ from torch.distributed.rendezvous import rendezvous
 from ccreid_cli.core import errors
 from ccreid_cli.core.errors import CcreidError, DeviceError, Interrupted, UsageError
 from ccreid_cli.machine.device import is_out_of_memory
+from ccreid_cli.machine.heartbeats import Heartbeats
 from ccreid_cli.machine.ranks import launched_rank, launched_world, local_world, threads_per_process
 
 T = TypeVar("T")
 
 _FAILURE, _LEFT = "failure", "left"
 _POLL_SECONDS = 0.1
+_GO_ON = "`ccreid resume` goes on."
+_WHEN_LOST = f"A system that is short of memory kills processes (see `dmesg`). {_GO_ON}"
 _LINGER_SECONDS = 3.0
 """How long the rank that serves the store waits for the others, which may have to read why it failed."""
 
@@ -45,12 +48,18 @@ class Group:
     """
 
     def __init__(
-        self, rank: int = 0, world: int = 1, device: torch.device | None = None, notes: Store | None = None
+        self,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | None = None,
+        notes: Store | None = None,
+        beats: Heartbeats | None = None,
     ) -> None:
         self.rank = rank
         self.world = world
         self.device = device or torch.device("cpu")
         self._notes = notes
+        self._beats = beats
         self._turns = 0
 
     @property
@@ -179,6 +188,8 @@ class Group:
             while not is_done(self._notes):
                 if self._notes.check([_FAILURE]):
                     raise _failure_from(self._notes.get(_FAILURE))
+                if self._beats and (silent := self._beats.silent()) is not None:
+                    raise _lost(silent, self.world)
                 time.sleep(_POLL_SECONDS)
 
     def _exchange(self) -> AbstractContextManager[None]:
@@ -207,7 +218,7 @@ def process_group(device: torch.device, timeout_seconds: float = 600.0) -> Itera
         raise UsageError(f"WORLD_SIZE is {world} but {', '.join(missing)} is not set.", "Start ranks with torchrun.")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_per_process(local_world()))
-    rank, notes = launched_rank(), None
+    rank, notes, beats = launched_rank(), None, None
     try:
         timeout = timedelta(seconds=timeout_seconds)
         with _exchange(rank, world):
@@ -215,7 +226,8 @@ def process_group(device: torch.device, timeout_seconds: float = 600.0) -> Itera
             notes = PrefixStore("ccreid", store)
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-        yield Group(rank, world, device, notes)
+            beats = Heartbeats(notes, rank, world, timeout_seconds)
+        yield Group(rank, world, device, notes, beats)
         with _exchange(rank, world):
             _leave(notes, rank, world, together=True)
     except BaseException as error:
@@ -228,6 +240,9 @@ def process_group(device: torch.device, timeout_seconds: float = 600.0) -> Itera
         if shared is error:
             raise
         raise shared from error
+    finally:
+        if beats:
+            beats.stop()
 
 
 @contextmanager
@@ -241,10 +256,14 @@ def _exchange(rank: int, world: int) -> Iterator[None]:
         raise _lost_others(error, rank, world) from error
 
 
+def _lost(rank: int, world: int) -> DeviceError:
+    return DeviceError(f"process {rank} of {world} was killed, or does not answer any more.", _WHEN_LOST)
+
+
 def _lost_others(error: RuntimeError, rank: int, world: int) -> DeviceError:
     return DeviceError(
         f"process {rank} of {world} lost the others: {str(error).splitlines()[0]}",
-        "Another process was killed, or did not answer within the time-out. `ccreid resume` goes on.",
+        f"Another process was killed, or did not answer within the time-out. {_GO_ON}",
     )
 
 

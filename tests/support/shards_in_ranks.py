@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,7 +16,9 @@ from numpy.typing import NDArray
 from steps_in_ranks import CPU, Fixed, share_of
 from torch import Tensor
 
+from ccreid_cli.core.errors import DeviceError
 from ccreid_cli.core.reporter import SilentReporter
+from ccreid_cli.images import opening
 from ccreid_cli.images.opening import ImageSettings, keep_on_device, open_paths
 from ccreid_cli.images.sharded_store import ShardedStore
 from ccreid_cli.images.store import ImageStore
@@ -93,3 +98,28 @@ def train_short_of_memory(options: dict[str, Any], steps: int) -> dict[str, Any]
     with mock.patch.object(ReidNet, "forward", limited), process_group(CPU, 30) as group:
         fixed = Fixed(group, **options)
         return {**fixed.train(steps), "parts": fixed.step.micro_batches.count}
+
+
+def decode_until_killed(killed: int, folder: Path, timeout: float) -> tuple[str, float]:
+    """Decode shares of some images, one process being killed meanwhile; return what the others are told, and when."""
+    paths = sorted(folder.glob("*.png"))
+    read = opening._read
+
+    def read_or_die(*arguments: Any) -> ImageStore:
+        if int(os.environ["RANK"]) == killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(*arguments)
+
+    message, seconds = "nothing was noticed", 0.0
+    with (
+        contextlib.suppress(DeviceError),
+        mock.patch.object(opening, "_read", read_or_die),
+        process_group(CPU, timeout) as group,
+    ):
+        begin = time.monotonic()
+        try:
+            open_paths(paths, ImageSettings(4, 4, 1, None, sharded=True), group, SilentReporter())
+        except DeviceError as error:
+            message, seconds = error.message, time.monotonic() - begin
+            raise
+    return message, seconds

@@ -240,8 +240,13 @@ class Command:
             time.sleep(0.005)
 
 
-def call_in_ranks(function: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
-    """Return the result of a function, a name of a module, in each of several processes of one group."""
+def call_in_ranks(
+    function: Callable[..., Any], world: int, folder: Path, *arguments: Any, killed: int | None = None
+) -> list[Any]:
+    """Return the result of a function, a name of a module, in each of several processes of one group.
+
+    The process `killed` ends by SIGKILL, and has none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     environments = rank_environments(world)
     processes = [
@@ -252,8 +257,9 @@ def call_in_ranks(function: Callable[..., Any], world: int, folder: Path, *argum
         process.start()
     for process in processes:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0] * world
-    return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(world)]
+    ends = {rank: -signal.SIGKILL if rank == killed else 0 for rank in range(world)}
+    assert {rank: process.exitcode for rank, process in enumerate(processes)} == ends
+    return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(world) if rank != killed]
 
 
 def _call(function: Callable[..., Any], result: Path, environment: dict[str, str], arguments: tuple[Any, ...]) -> None:
