@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 
 def cluster_features(
-    settings: Annotated[dict[str, Any], opt.settings_of("cluster", "eps", "k1", "k2", "min_samples")],
+    settings: Annotated[
+        dict[str, Any], opt.settings_of("cluster", "eps", "k1", "k2", "min_samples", "neighbors", "recall")
+    ],
     file: Annotated[
         Path,
         typer.Argument(
@@ -88,6 +90,7 @@ def cluster_features(
     )
     seconds = time.perf_counter() - start
     choice_of_eps = found.eps_choice.as_json() if found.eps_choice else {}
+    approximation = found.approximation.as_json() if found.approximation else {}
     if found.eps_choice:
         _say_choice(found.eps_choice, reporter)
     if out is not None:
@@ -104,7 +107,9 @@ def cluster_features(
             quality = label_quality(found.labels, *number_names(arrays.ids))
     if as_json:
         where = None if out is None else str(out)
-        output.print_json({"output": where, **counts, **choice_of_eps, "stages": found.seconds, **quality})
+        output.print_json(
+            {"output": where, **counts, **choice_of_eps, **approximation, "stages": found.seconds, **quality}
+        )
         return
     rows = [
         [name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}"]

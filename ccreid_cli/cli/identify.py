@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
 
 
 def identify(
-    settings: Annotated[dict[str, Any], opt.settings_of("cluster", "eps", "k1", "k2", "min_samples")],
+    settings: Annotated[
+        dict[str, Any], opt.settings_of("cluster", "eps", "k1", "k2", "min_samples", "neighbors", "recall")
+    ],
     sources: Annotated[
         list[str],
         typer.Argument(

@@ -123,6 +123,19 @@ class TrainConfig:
     ] = 6
     min_samples: Annotated[int, Setting("Neighbours that make a DBSCAN core point.", LABELS, ge=1)] = 4
 
+    neighbors: Annotated[
+        str,
+        Setting(
+            "exact, or approximate: most of the neighbours in a fraction of the time, for many images.",
+            LABELS,
+            names=("exact", "approximate"),
+        ),
+    ] = "exact"
+    recall: Annotated[
+        float,
+        Setting("Share of the neighbours that approximate ones are to hold; measured and shown.", LABELS, gt=0, lt=1),
+    ] = 0.95
+
     camera_norm: Annotated[
         bool, Setting("Standardise features within each camera before they are clustered.", LABELS)
     ] = False

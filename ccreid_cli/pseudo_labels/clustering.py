@@ -33,6 +33,8 @@ class ClusterSettings:
         k1: Nearest neighbours, the image itself included.
         k2: DBSCAN: neighbours that weights are averaged over. Infomap: clusters of at most so many images are dropped.
         min_samples: DBSCAN: images within eps, itself included, that make an image a core of a cluster.
+        neighbors: "exact", or "approximate": `approximate.ApproximateTable`.
+        recall: Share of the neighbours that approximate ones are to hold.
         camera_norm: Standardise features within each camera first.
         drop_single_camera: Give no label to clusters that only one camera sees, once most images are in others.
     """
@@ -42,6 +44,8 @@ class ClusterSettings:
     k1: int = 30
     k2: int = 6
     min_samples: int = 4
+    neighbors: str = "exact"
+    recall: float = 0.95
     camera_norm: bool = False
     drop_single_camera: bool = False
 

@@ -14,6 +14,7 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.machine.device import unless_out_of_memory
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.stopwatch import Stopwatch
+from ccreid_cli.pseudo_labels.approximate import LEAST_ROWS, ApproximateTable, Approximation, assess
 from ccreid_cli.pseudo_labels.cameras import (
     cross_camera_share,
     normalize_by_camera,
@@ -39,6 +40,7 @@ class PseudoLabels:
             see, 0 to 1; None where fewer than two cameras are known.
         seconds: Time per stage, as the clusterer names them: `neighbors`, `jaccard`, `clustering`.
         eps_choice: How eps was chosen, where it was "auto".
+        approximation: How well approximate neighbours did, where they were used.
     """
 
     labels: NDArray[np.int64]
@@ -47,6 +49,7 @@ class PseudoLabels:
     seconds: dict[str, float]
     cross_camera_share: float | None = None
     eps_choice: EpsChoice | None = None
+    approximation: Approximation | None = None
 
 
 def pseudo_labels(
@@ -60,8 +63,8 @@ def pseudo_labels(
 ) -> PseudoLabels:
     """Cluster images by their features.
 
-    The labels do not depend on block sizes, threads, the number format of the search, the device or the number of
-    processes.
+    With exact neighbours the labels do not depend on block sizes, threads, the number format of the search, the device
+    or the number of processes.
 
     Args:
         features: (N, D), any float type, the same in every process; rows that are not of unit length are normalised.
@@ -69,7 +72,8 @@ def pseudo_labels(
         camera_ids: (N,) camera of each image, negative where unknown, for the settings that use them.
         constraints: Which images show one object and which do not; all labels keep to it.
         group: The processes that share the work, and the device; None computes alone where the features are.
-        reporter: Told when a GPU has too little memory and the CPU computes the same; without one that is an error.
+        reporter: Told how well approximate neighbours did, and when a GPU has too little memory and the CPU computes
+            the same; without one that is an error.
 
     Returns:
         Labels, counts and times.
@@ -80,13 +84,13 @@ def pseudo_labels(
     """
     group = group or Group(device=features.device if isinstance(features, torch.Tensor) else None)
     if reporter is None or group.world > 1 or group.device.type == "cpu":
-        return _label(features, settings, camera_ids, constraints, group)
-    found = unless_out_of_memory(lambda: _label(features, settings, camera_ids, constraints, group))
+        return _label(features, settings, camera_ids, constraints, group, reporter)
+    found = unless_out_of_memory(lambda: _label(features, settings, camera_ids, constraints, group, reporter))
     if found is not None:
         return found
     reporter.warning(f"the pseudo-labels do not fit into the memory of {group.device}: computing the same on the CPU.")
     torch.cuda.empty_cache()
-    return _label(features, settings, camera_ids, constraints, Group())
+    return _label(features, settings, camera_ids, constraints, Group(), reporter)
 
 
 def _label(
@@ -95,6 +99,7 @@ def _label(
     camera_ids: NDArray[np.int64] | None,
     constraints: Constraints | None,
     group: Group,
+    reporter: Reporter | None,
 ) -> PseudoLabels:
     cluster = load_clusterer(settings.method)
     check_eps(settings.method, settings.eps)
@@ -105,12 +110,20 @@ def _label(
         rows = _unit_rows(features, group.device)
         if settings.camera_norm and camera_ids is not None:
             rows = normalize_by_camera(rows, camera_ids)
-        if constraints is None:
-            table = FeatureTable(rows, group.device)
-        else:
+        counts = None
+        if constraints is not None:
             settings = constraints.scaled(settings)
-            table = FeatureTable(constraints.pool(rows), group.device, counts=constraints.sizes())
-    found = cluster(table, settings, group, watch)
+            rows, counts = constraints.pool(rows), constraints.sizes()
+        if settings.neighbors == "approximate" and len(rows) >= LEAST_ROWS:
+            table: FeatureTable = ApproximateTable(rows, group.device, settings.recall, settings.k1, counts=counts)
+        else:
+            table = FeatureTable(rows, group.device, counts=counts)
+    found, approximation = cluster(table, settings, group, watch), None
+    if isinstance(table, ApproximateTable):
+        with watch.stage("sample"):
+            approximation = assess(table, settings, cluster, group)
+        if reporter:
+            reporter.message(approximation.in_words())
     labels, share = found.labels, None
     if constraints is not None:
         labels = constraints.spread(group.on_main(partial(separate, table, labels, constraints, settings)))
@@ -119,7 +132,7 @@ def _label(
         if settings.drop_single_camera:
             labels = without_single_camera_clusters(labels, camera_ids)
     num_clusters, num_outliers = int(labels.max(initial=-1)) + 1, int((labels == -1).sum())
-    return PseudoLabels(labels, num_clusters, num_outliers, watch.seconds, share, found.eps_choice)
+    return PseudoLabels(labels, num_clusters, num_outliers, watch.seconds, share, found.eps_choice, approximation)
 
 
 def _unit_rows(features: FeatureArray, device: torch.device) -> torch.Tensor:
