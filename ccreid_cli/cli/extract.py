@@ -142,6 +142,26 @@ def search(
     top: Annotated[
         int, typer.Option("--top", "-k", min=1, help="How many matches to show.", rich_help_panel=opt.OUTPUT)
     ] = 10,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            "--index",
+            help="ivf: read a few rows of the gallery, not all, through an index beside its file, which is built the "
+            "first time. Default: all are compared.",
+            autocompletion=completion_values.choices("ivf"),
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    recall: Annotated[
+        float,
+        typer.Option(
+            "--recall",
+            help="With --index: share of the ten best matches that is to be found; measured and shown.",
+            min=0.01,
+            max=1,
+            rich_help_panel=DATA,
+        ),
+    ] = 0.95,
     sheet: Annotated[
         Path | None,
         typer.Option("--sheet", help="Also draw the matches: a .png, .jpg or .webp file.", rich_help_panel=opt.OUTPUT),
@@ -177,7 +197,9 @@ def search(
     from ccreid_cli.inference.embedder import embed_images, open_embedder
     from ccreid_cli.inference.image_list import list_source
     from ccreid_cli.inference.search import best_matches, matches_as_json, open_gallery, search_sheet
+    from ccreid_cli.inference.search_index import check_index, open_index
 
+    check_index(index, gallery, is_features=Path(gallery).suffix.lower() in {".npz", ".npy", ".parquet"})
     if sheet:
         check_sheet(sheet)
         refuse_existing(force, sheet)
@@ -199,13 +221,16 @@ def search(
     )
     query_features = embedder.embed(queries, batch_size=batch_size)
     if images is None:
-        content = open_gallery(Path(gallery), embedder, reporter)
+        content = open_gallery(Path(gallery), embedder, reporter, all_rows=index is None)
     else:
         content, _ = embed_images(
             embedder, images, workers=workers, batch_size=batch_size, strict=strict, reporter=reporter
         )
+    opened = None if index is None else open_index(Path(gallery), content, recall, reporter)
     start = time.perf_counter()
-    matches = best_matches(query_features, content.features, top)
+    matches = (
+        opened.best_matches(query_features, top) if opened else best_matches(query_features, content.features, top)
+    )
     seconds = time.perf_counter() - start
     found = [matches_as_json(str(query), row, matches, content.images) for row, query in enumerate(queries)]
     result = {
@@ -214,6 +239,7 @@ def search(
         "model": embedder.fingerprint,
         "source": embedder.source,
         "search_seconds": round(seconds, 4),
+        **({"index": index, "index_recall": round(opened.about.recall, 4)} if opened else {}),
         "queries": found,
     }
     if as_json:

@@ -64,7 +64,12 @@ def best_matches(queries: NDArray[np.float32], gallery: NDArray[np.float32], top
     similarities, indices = search(np.ascontiguousarray(queries), gallery, count)
     if not np.isfinite(similarities).all() or (indices < 0).any():
         raise DataError("the features hold values that are not numbers.", "Extract them again.")
-    order = np.lexsort((indices, -similarities))
+    return ordered(similarities, indices, count)
+
+
+def ordered(similarities: NDArray[np.float32], indices: NDArray[np.int64], count: int) -> SearchResults:
+    """Return the best `count` of some matches (Q, M): by similarity, equal ones in the gallery's order."""
+    order = np.lexsort((indices, -similarities))[:, :count]
     return SearchResults(
         np.clip(np.take_along_axis(similarities, order, 1), -1, 1), np.take_along_axis(indices, order, 1)
     )
@@ -110,14 +115,21 @@ def _search_numpy(
     return best, indices
 
 
-def open_gallery(path: Path, embedder: Embedder, reporter: Reporter) -> EmbeddingFile:
+def open_gallery(path: Path, embedder: Embedder, reporter: Reporter, *, all_rows: bool = True) -> EmbeddingFile:
     """Read a gallery's feature file and check that `embedder` made it, or a model like it.
+
+    Args:
+        path: The file.
+        embedder: The query's.
+        reporter: Told when the file does not say which model made it.
+        all_rows: Check every value; False where an index was built, which did.
 
     Raises:
         DataError: The file is damaged, or its features are of another model or other preprocessing.
     """
     gallery = read_embeddings(path)
-    _check_finite(gallery.features, path)
+    if all_rows:
+        check_finite(gallery.features, path)
     if gallery.about:
         check_same_model(gallery.about, embedder.about(), path)
     else:
@@ -131,7 +143,7 @@ def open_gallery(path: Path, embedder: Embedder, reporter: Reporter) -> Embeddin
     return gallery
 
 
-def _check_finite(features: NDArray[np.float32], path: Path) -> None:
+def check_finite(features: NDArray[np.float32], path: Path) -> None:
     """Raise a DataError that names the first row with a value that is no number: a search would pass it over."""
     ones = np.ones(features.shape[1], dtype=np.float32)
     rows = max(1, _BLOCK_BYTES // (4 * max(1, features.shape[1])))

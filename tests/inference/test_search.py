@@ -136,7 +136,7 @@ def test_sheet_shows_queries_matches_and_grey_for_what_is_gone(tmp_path: Path) -
 def test_a_row_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "_BLOCK_BYTES", 400)
     rows = unit_rows(0, 50, 8)
-    search._check_finite(rows, tmp_path / "g.npz")
+    search.check_finite(rows, tmp_path / "g.npz")
     rows[37, 2] = np.nan
     with pytest.raises(DataError, match=r"g\.npz: features holds NaN or infinity, first in row 37"):
-        search._check_finite(rows, tmp_path / "g.npz")
+        search.check_finite(rows, tmp_path / "g.npz")
