@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.images.augment import draw_augmentation
@@ -33,6 +34,10 @@ class EpochBatches:
             use_cameras=config.use_cameras,
             generator=np.random.default_rng(derived_seed("sample", config.seed, epoch)),
         )
+
+    def indices_of(self, number: int) -> NDArray[np.int64] | None:
+        """Return the images of a step's batch, (B,) their rows; None past the last step."""
+        return self._rows[number] if number < len(self._rows) else None
 
     def __getitem__(self, number: int) -> Batch:
         """Return the batch of a step, with its augmentation and the seed of random layers."""

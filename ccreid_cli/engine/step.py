@@ -14,7 +14,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import StochasticDepth
@@ -24,7 +26,7 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.engine.accumulate import Gradients, RunningStatistics
 from ccreid_cli.engine.micro_batches import MicroBatch, MicroBatches
 from ccreid_cli.images.augment import augment
-from ccreid_cli.images.sharded_store import ShardedStore
+from ccreid_cli.images.sharded_store import ComingImages, ShardedStore
 from ccreid_cli.images.source import ImageSet, ImageSource
 from ccreid_cli.machine.device import autocast, derived_seed, unless_out_of_memory
 from ccreid_cli.machine.distributed import Group
@@ -101,13 +103,15 @@ class TrainStep:
         self.micro_batches = MicroBatches(batch_size, samples_per_bn, group, chunk_by_chunk=self._is_random or exact)
         self._statistics = RunningStatistics(model)
         self._gradients = Gradients(model) if exact else None
+        self._coming: ComingImages | None = None
         self._parallel = _parallel(model) if group.world > 1 and not exact else None
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch, upcoming: NDArray[np.int64] | None = None) -> Tensor:
         """Train on one batch.
 
         Args:
             batch: The same batch in every process.
+            upcoming: The images of the next batch, (B,) their rows: sharded ones are exchanged during this step.
 
         Returns:
             This process's part of the mean loss, detached; the parts of all processes add up to the loss.
@@ -116,9 +120,7 @@ class TrainStep:
             DeviceError: The step does not fit into the device's memory, however it is split.
         """
         self._statistics.remember()
-        images: ImageSource = self.store
-        if isinstance(self.store, ShardedStore):  # once, however often parts of the step are tried
-            images = self.store.exchange(batch.indices, self.micro_batches.sizes)
+        images = self._images_of(batch, upcoming)
         done = None
         while done is None:
             done = unless_out_of_memory(partial(self._accumulate, batch, images))
@@ -129,6 +131,17 @@ class TrainStep:
         self.optimizer.step()
         self.method.after_step(self.group.gather_rows(features, self.micro_batches.sizes), batch)
         return loss
+
+    def _images_of(self, batch: Batch, upcoming: NDArray[np.int64] | None) -> ImageSource:
+        """Return where the step's images are; sharded ones come once, however often parts of the step are tried."""
+        if not isinstance(self.store, ShardedStore):
+            return self.store
+        coming, sizes = self._coming, self.micro_batches.sizes
+        if coming is None or not np.array_equal(coming.indices, batch.indices):
+            coming = self.store.begin_exchange(batch.indices, sizes)
+        images = coming.wait()
+        self._coming = None if upcoming is None else self.store.begin_exchange(upcoming, sizes)
+        return images
 
     def _accumulate(self, batch: Batch, images: ImageSource) -> tuple[Tensor, Tensor]:
         """Add up the gradients of this process's micro-batches; return its part of the loss, and its features."""

@@ -191,6 +191,8 @@ class Trainer:
             state.line["cross_camera_share"] = round(found.cross_camera_share, 4)
         if found.eps_choice:
             state.line["eps"] = found.eps_choice.eps
+        if found.approximation:
+            state.line.update(found.approximation.as_json())
         if state.previous_labels is not None:
             with side_task("the clusters were not compared with those of the last epoch", self.reporter):
                 state.line["stability"] = agreement(found.labels, state.previous_labels.numpy())
@@ -214,7 +216,7 @@ class Trainer:
         with self.reporter.task(f"train epoch {state.epoch + 1}", config.iters, "it", done=first) as bar:
             for number in range(first, config.iters):
                 set_learning_rate(self.optimizer, self._learning_rate(state.epoch, number))
-                losses.note(number, self._step(batches[number]))
+                losses.note(number, self._step(batches[number], batches.indices_of(number + 1)))
                 bar.advance()
                 done = number + 1
                 if done % config.print_freq == 0 or done == config.iters:

@@ -1,12 +1,13 @@
 """Decoded images split over the processes, so that no machine holds them all.
 
 Extraction reads only what a process holds itself. A training batch is drawn from all images, so the processes exchange
-its images before each step. Every process knows the whole batch and who holds which row, so no requests are sent.
+its images, during the step before it. Every process knows the whole batch and who holds which row, so no requests are
+sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -76,6 +77,13 @@ class ShardedStore:
     def exchange(self, indices: NDArray[np.int64], sizes: Sequence[int]) -> StepImages:
         """Give every process the images of its share of a batch. All processes take part, once for each batch.
 
+        As `begin_exchange`, and waits for it.
+        """
+        return self.begin_exchange(indices, sizes).wait()
+
+    def begin_exchange(self, indices: NDArray[np.int64], sizes: Sequence[int]) -> ComingImages:
+        """Begin to give every process the images of its share of a batch. All processes take part, in the same order.
+
         An image that a share repeats is sent once. Received are thus at most (W-1)/W of a share on average, of
         3·height·width bytes each: what `engine.plan.bytes_per_step` counts.
 
@@ -84,7 +92,7 @@ class ShardedStore:
             sizes: (W,) how many of them are each process's share, in rank order.
 
         Returns:
-            The images of this process's share, on its device.
+            What waits for the images of this process's share, on its device.
 
         Raises:
             IndexError: There is no such row; in every process.
@@ -95,12 +103,33 @@ class ShardedStore:
         stop = self._start + len(self.local)
         sent = [rows[slice(*np.searchsorted(rows, [self._start, stop]))] for rows in wanted]
         # Sorted rows of shares in rank order: what comes from the ranks, one after another, is in the order of `own`.
-        received = self._group.exchange_rows(
+        wait = self._group.begin_exchange_rows(
             self.gather(np.concatenate(sent), self._group.device).permute(0, 2, 3, 1),
             [len(rows) for rows in sent],
             np.diff(np.searchsorted(own, self._edges)).tolist(),
         )
-        return StepImages(own, received)
+        return ComingImages(indices, own, wait)
+
+
+class ComingImages:
+    """The images of one process's share of a batch, on their way.
+
+    Args:
+        indices: (B,) the batch's rows of the whole.
+        rows: (M,) those that come here, each once.
+        wait: Waits for them.
+
+    Attributes:
+        indices: As given.
+    """
+
+    def __init__(self, indices: NDArray[np.int64], rows: NDArray[np.int64], wait: Callable[[], Tensor]) -> None:
+        self.indices = indices
+        self._rows, self._wait = rows, wait
+
+    def wait(self) -> StepImages:
+        """Return the images, once they are there."""
+        return StepImages(self._rows, self._wait())
 
 
 class StepImages:

@@ -54,12 +54,15 @@ class Group:
         device: torch.device | None = None,
         notes: Store | None = None,
         beats: Heartbeats | None = None,
+        timeout: timedelta | None = None,
     ) -> None:
         self.rank = rank
         self.world = world
         self.device = device or torch.device("cpu")
         self._notes = notes
         self._beats = beats
+        self._timeout = timeout
+        self._side: dist.ProcessGroup | None = None
         self._turns = 0
 
     @property
@@ -123,6 +126,36 @@ class Group:
         with self._exchange():
             dist.all_to_all_single(received, rows.contiguous(), list(receive_sizes), list(send_sizes))
         return received
+
+    def begin_exchange_rows(
+        self, rows: torch.Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[int]
+    ) -> Callable[[], torch.Tensor]:
+        """As `exchange_rows`, while the program goes on: over connections of its own, which nothing else uses.
+
+        Args:
+            rows: As for `exchange_rows`; unchanged until it is done.
+            send_sizes: Likewise.
+            receive_sizes: Likewise.
+
+        Returns:
+            What waits until it is done, and returns the rows received.
+        """
+        if self.world == 1:
+            return lambda: rows
+        received = rows.new_empty((sum(receive_sizes), *rows.shape[1:]))
+        with self._exchange():
+            if self._side is None:
+                self._side = cast(dist.ProcessGroup, dist.new_group(timeout=self._timeout))
+            work: Any = dist.all_to_all_single(
+                received, rows.contiguous(), list(receive_sizes), list(send_sizes), group=self._side, async_op=True
+            )
+
+        def wait() -> torch.Tensor:
+            with self._exchange():
+                work.wait()
+            return received
+
+        return wait
 
     def on_main(self, action: Callable[[], T]) -> T:
         """Let rank 0 do something, however long it takes, while the others wait.
@@ -227,7 +260,7 @@ def process_group(device: torch.device, timeout_seconds: float = 600.0) -> Itera
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
             beats = Heartbeats(notes, rank, world, timeout_seconds)
-        yield Group(rank, world, device, notes, beats)
+        yield Group(rank, world, device, notes, beats, timeout)
         with _exchange(rank, world):
             _leave(notes, rank, world, together=True)
     except BaseException as error:

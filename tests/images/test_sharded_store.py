@@ -17,10 +17,12 @@ import torch
 
 from ccreid_cli.bench.plan import Workload, bytes_per_step
 from ccreid_cli.core.errors import DataError
+from ccreid_cli.images.sharded_store import ComingImages, ShardedStore
 from ccreid_cli.images.source import ImageFiles
 from ccreid_cli.images.store import ImageStore, open_store
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.ranks import local_world, spans_machines
+from ccreid_cli.models.reid_net import ReidNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -142,6 +144,35 @@ def test_steps_are_the_same_bits(world: int, options: dict[str, Any], tmp_path: 
         for kind, sharded in (("whole", False), ("sharded", True))
     )
     tiny.assert_same(found, expected)
+
+
+def test_the_images_of_the_next_step_travel_during_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch once, waited for by its own step only; what was announced and does not come is exchanged anew."""
+    fixed = steps_in_ranks.Fixed(sharded=True)
+    done: list[Any] = []
+    begin, forward = ShardedStore.begin_exchange, ReidNet.forward
+
+    def noted_begin(store: ShardedStore, indices: Any, sizes: Any) -> ComingImages:
+        done.append(("begin", indices[0]))
+        coming = begin(store, indices, sizes)
+        wait = coming.wait
+        monkeypatch.setattr(coming, "wait", lambda: done.append(("wait", indices[0])) or wait())
+        return coming
+
+    def noted_forward(model: ReidNet, images: torch.Tensor) -> torch.Tensor:
+        done.append("compute")
+        return forward(model, images)
+
+    monkeypatch.setattr(ShardedStore, "begin_exchange", noted_begin)
+    monkeypatch.setattr(ReidNet, "forward", noted_forward)
+    one, two, three = (fixed.batch(number) for number in (1, 2, 3))
+    a, b, c = (batch.indices[0] for batch in (one, two, three))
+    fixed.step(one, two.indices)
+    fixed.step(two, one.indices)
+    fixed.step(three, None)
+    first = [("begin", a), ("wait", a), ("begin", b), "compute"]
+    second = [("wait", b), ("begin", a), "compute"]
+    assert done == [*first, *second, ("begin", c), ("wait", c), "compute"]
 
 
 def test_one_process_may_run_short_of_memory(tmp_path: Path) -> None:

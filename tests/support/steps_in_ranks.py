@@ -79,7 +79,8 @@ class Fixed:
 
     def train(self, steps: int = 1) -> dict[str, Any]:
         """Return losses (this process's parts), the gradients of the last step, weights, statistics and memory."""
-        losses = [float(self.step(self.batch(number))) for number in range(steps)]
+        # The last step announces what does not come: a run that stops, or begins another epoch.
+        losses = [float(self.step(self.batch(number), self.batch(number + 1).indices)) for number in range(steps)]
         gradients = {
             name: value.grad.clone() for name, value in self.model.named_parameters() if value.grad is not None
         }
