@@ -262,20 +262,17 @@ def process_group(device: torch.device, timeout_seconds: float = 600.0) -> Itera
             beats = Heartbeats(notes, rank, world, timeout_seconds)
         yield Group(rank, world, device, notes, beats, timeout)
         with _exchange(rank, world):
-            _leave(notes, rank, world, together=True)
+            _leave(notes, beats, rank, world, together=True)
     except BaseException as error:
         shared = _share_error(error, notes, rank, world)
         # What the failed frames hold keeps the connections open, and the others waiting.
         for failed in filter(None, (error, error.__cause__)):
             traceback.clear_frames(failed.__traceback__)
         gc.collect()
-        _leave(notes, rank, world, together=isinstance(error, Interrupted))
+        _leave(notes, beats, rank, world, together=isinstance(error, Interrupted))
         if shared is error:
             raise
         raise shared from error
-    finally:
-        if beats:
-            beats.stop()
 
 
 @contextmanager
@@ -338,16 +335,19 @@ def _failure_from(text: bytes) -> CcreidError:
     return error
 
 
-def _leave(notes: Store | None, rank: int, world: int, *, together: bool) -> None:
+def _leave(notes: Store | None, beats: Heartbeats | None, rank: int, world: int, *, together: bool) -> None:
     """Leave the group; the rank that serves the store waits until the others need it no more.
 
     Args:
         notes: The group's store.
+        beats: This process's signs of life, which end.
         rank: This process.
         world: How many there are.
         together: Whether all ranks leave now. If not, closing gloo's connections wakes those who wait for this rank,
             but NCCL would wait for all ranks of this machine: its communicator is left to the end of the process.
     """
+    if beats:
+        beats.stop()
     if dist.is_initialized() and (together or dist.get_backend() != "nccl"):
         dist.destroy_process_group()
     if notes is None:

@@ -79,6 +79,9 @@ def test_cluster_and_score_of_any_features(
     auto = ccreid(capfd, monkeypatch, "cluster", "all.npz", *options[:4], "--eps", "auto")
     assert auto["num_clusters"] == 20 and auto["eps"] in [trial["eps"] for trial in auto["trials"]]
     assert f"eps {auto['eps']:g}: " in auto["why"]
+    monkeypatch.setattr("ccreid_cli.pseudo_labels.pipeline.LEAST_ROWS", 100)
+    near = ccreid(capfd, monkeypatch, "cluster", "all.npz", *options[:6], "--neighbors", "approximate", "--recall", 0.9)
+    assert near["num_clusters"] == 20 and near["neighbor_recall"] > 0.8 and near["agreement_with_exact"] > 0.9
     np.savez("q.npz", features=features[::8], ids=ids[::8], cams=cams[::8])
     scores = ccreid(capfd, monkeypatch, "score", "--query", "q.npz", "--gallery", "all.npz")
     assert scores["mAP"] == pytest.approx(1.0) and scores["num_queries"] == 20

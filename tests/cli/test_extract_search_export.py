@@ -75,6 +75,18 @@ def test_extract_then_search_finds_the_image_itself(crops: Path) -> None:
     assert table.count("1.0000") == 2 and str(query) in table
 
 
+def test_search_through_an_index(crops: Path) -> None:
+    pytest.importorskip("faiss")
+    call("extract", crops, "--resume", "one", "-o", "all.npy", "--device", "cpu")
+    options = ("--resume", "one", "--top", 9, "--json")
+    plain = json.loads(call("search", crops / NAMES[2], "-g", "all.npy", *options).stdout)
+    found = json.loads(call("search", crops / NAMES[2], "-g", "all.npy", *options, "--index", "ivf").stdout)
+    assert found["queries"] == plain["queries"] and found["index"] == "ivf" and found["index_recall"] > 0.9
+    assert Path("all.npy.ivf").is_dir()
+    with pytest.raises(UsageError, match="are images"):
+        call("search", crops / NAMES[2], "-g", crops, *options, "--index", "ivf")
+
+
 def test_a_gallery_resized_otherwise_is_refused(crops: Path) -> None:
     done = call("extract", crops, "--resume", "one", "-o", "all.npz", "--resize", "opencv", "--json")
     assert json.loads(done.stdout)["preprocess"]["resize"] == "opencv"
