@@ -146,6 +146,13 @@ class TrainConfig:
         ),
     ] = False
 
+    background_norm: Annotated[
+        bool,
+        Setting(
+            "Take out of features what the colours at the images' edges tell of them before they are clustered.", LABELS
+        ),
+    ] = False
+
     arch: Annotated[str, Setting("Backbone: {names}.", MODEL, short="-a", names="architecture")] = "resnet50"
     weights: Annotated[
         str, Setting("Starting weights: imagenet, none, or a file.", MODEL, names=("imagenet", "none"), besides="path")

@@ -32,6 +32,7 @@ from ccreid_cli.engine.schedule import learning_rate, set_learning_rate
 from ccreid_cli.engine.state import TrainState, describe_epoch
 from ccreid_cli.engine.step import TrainStep, make_optimizer
 from ccreid_cli.engine.stopping import SharedStop
+from ccreid_cli.images.edges import edges_of
 from ccreid_cli.images.source import ImageSet
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.host_memory import return_freed_memory
@@ -93,6 +94,7 @@ class Trainer:
         if self._constraints:
             reporter.message(self._constraints.in_words())
         self._known_camera_ids = dataset.train.known_camera_ids()
+        self._edges = edges_of(store, group) if config.background_norm else None
         self._learning_rate = learning_rate(config)
         self._stop = SharedStop(stop, group, config.print_freq)
         self._saver = Saver(run, config, dataset, model, method, self.optimizer)
@@ -180,6 +182,7 @@ class Trainer:
             features,
             ClusterSettings.of(config),
             camera_ids=self._known_camera_ids,
+            edges=self._edges,
             constraints=self._constraints,
             group=self.group,
             reporter=self.reporter,

@@ -15,6 +15,7 @@ from ccreid_cli.machine.device import unless_out_of_memory
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.stopwatch import Stopwatch
 from ccreid_cli.pseudo_labels.approximate import LEAST_ROWS, ApproximateTable, Approximation, assess
+from ccreid_cli.pseudo_labels.background import without_background
 from ccreid_cli.pseudo_labels.cameras import (
     cross_camera_share,
     normalize_by_camera,
@@ -57,6 +58,7 @@ def pseudo_labels(
     settings: ClusterSettings,
     *,
     camera_ids: NDArray[np.int64] | None = None,
+    edges: torch.Tensor | None = None,
     constraints: Constraints | None = None,
     group: Group | None = None,
     reporter: Reporter | None = None,
@@ -70,6 +72,7 @@ def pseudo_labels(
         features: (N, D), any float type, the same in every process; rows that are not of unit length are normalised.
         settings: Clusterer and thresholds.
         camera_ids: (N,) camera of each image, negative where unknown, for the settings that use them.
+        edges: (N, E) what the edges of the images look like; what they tell of the features is taken out first.
         constraints: Which images show one object and which do not; all labels keep to it.
         group: The processes that share the work, and the device; None computes alone where the features are.
         reporter: Told how well approximate neighbours did, and when a GPU has too little memory and the CPU computes
@@ -84,19 +87,20 @@ def pseudo_labels(
     """
     group = group or Group(device=features.device if isinstance(features, torch.Tensor) else None)
     if reporter is None or group.world > 1 or group.device.type == "cpu":
-        return _label(features, settings, camera_ids, constraints, group, reporter)
-    found = unless_out_of_memory(lambda: _label(features, settings, camera_ids, constraints, group, reporter))
+        return _label(features, settings, camera_ids, edges, constraints, group, reporter)
+    found = unless_out_of_memory(lambda: _label(features, settings, camera_ids, edges, constraints, group, reporter))
     if found is not None:
         return found
     reporter.warning(f"the pseudo-labels do not fit into the memory of {group.device}: computing the same on the CPU.")
     torch.cuda.empty_cache()
-    return _label(features, settings, camera_ids, constraints, Group(), reporter)
+    return _label(features, settings, camera_ids, edges, constraints, Group(), reporter)
 
 
 def _label(
     features: FeatureArray,
     settings: ClusterSettings,
     camera_ids: NDArray[np.int64] | None,
+    edges: torch.Tensor | None,
     constraints: Constraints | None,
     group: Group,
     reporter: Reporter | None,
@@ -108,6 +112,8 @@ def _label(
     watch = Stopwatch(group.device)
     with watch.stage("neighbors"):
         rows = _unit_rows(features, group.device)
+        if edges is not None:
+            rows = without_background(rows, edges)
         if settings.camera_norm and camera_ids is not None:
             rows = normalize_by_camera(rows, camera_ids)
         counts = None

@@ -71,9 +71,15 @@ def test_deterministic_steps_are_the_same_bits_for_any_number_of_processes(tmp_p
             tiny.assert_same(rank[kind], alone[kind])
 
 
-def test_camera_terms_are_the_same_bits_in_several_processes(tiny_data: Path, tmp_path: Path) -> None:
-    camera = {"method": "camera-contrast", "camera_norm": True, "drop_single_camera": True}
-    options = {**camera, "samples_per_bn": 4, "deterministic": True, "epochs": 1}
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"method": "camera-contrast", "camera_norm": True, "drop_single_camera": True},
+        {"background_norm": True, "use_cameras": False, "shard_images": True},
+    ],
+)
+def test_terms_are_the_same_bits_in_several_processes(terms: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:
+    options = {**terms, "samples_per_bn": 4, "deterministic": True, "epochs": 1}
     tiny.train(tiny_data, tmp_path / "alone", **options)
     tiny.train_in_ranks(tiny_data, tmp_path / "together", 2, **options)
     outcomes = [tiny.outcome(tmp_path / place) for place in ("alone", "together")]
