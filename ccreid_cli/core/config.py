@@ -100,6 +100,11 @@ class TrainConfig:
         Setting("Draw a cluster's images without regard to cameras.", BATCHES, option="--no-cam", inverted=True),
     ] = True
 
+    colour_jitter: Annotated[
+        float,
+        Setting("Change the colours of half of the images: cast, light, contrast, saturation; 0: none.", BATCHES, ge=0),
+    ] = 0.0
+
     cluster: Annotated[str, Setting("Clusterer: {names}.", LABELS, names="clusterer")] = "dbscan"
     eps: Annotated[
         float | Literal["auto"],

@@ -44,6 +44,6 @@ class EpochBatches:
         config, indices = self._config, self._rows[number]
         step = (config.seed, self._epoch, number)
         generator = torch.Generator().manual_seed(derived_seed("augment", *step))
-        plan = draw_augmentation(len(indices), config.height, config.width, generator)
+        plan = draw_augmentation(len(indices), config.height, config.width, generator, config.colour_jitter)
         rows = torch.from_numpy(indices)
         return Batch(indices, self._labels[rows], self._camera_ids[rows], plan, derived_seed("network", *step))

@@ -1,4 +1,4 @@
-"""Training augmentation of whole batches on any device: flip, pad and crop, normalise, erase.
+"""Training augmentation of whole batches on any device: change colours, flip, pad and crop, normalise, erase.
 
 Randomness and work are apart: `draw_augmentation` decides on the CPU from one generator, `augment` does as told. So one
 process or several, CPU or GPU see the same pictures.
@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ccreid_cli.images.colours import change_colours, draw_colours
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,22 +34,27 @@ class AugmentPlan:
         crop_top: (B,) int64, first row of the crop in the padded image, 0 to 20.
         crop_left: (B,) int64, first column of the crop in the padded image, 0 to 20.
         erase: (B, 4) int64, top, left, height and width of the erased rectangle; height 0 erases nothing.
+        colours: (B, 5) float32 factors of `images.colours`; None leaves all colours as they are.
     """
 
     flip: Tensor
     crop_top: Tensor
     crop_left: Tensor
     erase: Tensor
+    colours: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.flip)
 
     def slice(self, start: int, stop: int) -> AugmentPlan:
         """Return the plan of images `start` to `stop`, as one process's share of a batch."""
-        return AugmentPlan(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+        parts = (getattr(self, field.name) for field in fields(self))
+        return AugmentPlan(*(None if part is None else part[start:stop] for part in parts))
 
 
-def draw_augmentation(batch_size: int, height: int, width: int, generator: torch.Generator) -> AugmentPlan:
+def draw_augmentation(
+    batch_size: int, height: int, width: int, generator: torch.Generator, colour_jitter: float = 0.0
+) -> AugmentPlan:
     """Decide how each image of a batch is augmented.
 
     Args:
@@ -55,13 +62,16 @@ def draw_augmentation(batch_size: int, height: int, width: int, generator: torch
         height: Image height, pixels.
         width: Image width, pixels.
         generator: A CPU generator, the only source of randomness.
+        colour_jitter: How much the colours change, as `draw_colours` takes it; 0 for not at all.
 
     Returns:
         The plan of B images.
     """
     flip = torch.rand(batch_size, generator=generator) < FLIP_PROBABILITY
     corners = torch.randint(0, 2 * PADDING + 1, (2, batch_size), generator=generator)
-    return AugmentPlan(flip, corners[0], corners[1], _draw_rectangles(batch_size, height, width, generator))
+    rectangles = _draw_rectangles(batch_size, height, width, generator)
+    colours = draw_colours(batch_size, colour_jitter, generator) if colour_jitter else None
+    return AugmentPlan(flip, corners[0], corners[1], rectangles, colours)
 
 
 def _draw_rectangles(batch_size: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -98,6 +108,8 @@ def augment(images: Tensor, plan: AugmentPlan) -> Tensor:
     """
     if len(plan) != len(images):
         raise ValueError(f"a plan for {len(plan)} images does not fit a batch of {len(images)}")
+    if plan.colours is not None:
+        images = change_colours(images, plan.colours)
     todo = torch.cat([torch.stack([plan.flip.long(), plan.crop_top, plan.crop_left], dim=1), plan.erase], dim=1)
     flip, top, left, *rectangle = todo.to(images.device, non_blocking=images.is_cuda).unbind(dim=1)
     pixels = _crop(_flip(images.permute(0, 2, 3, 1), flip.bool()), top, left)
