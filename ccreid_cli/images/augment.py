@@ -6,7 +6,7 @@ process or several, CPU or GPU see the same pictures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -48,8 +48,9 @@ class AugmentPlan:
 
     def slice(self, start: int, stop: int) -> AugmentPlan:
         """Return the plan of images `start` to `stop`, as one process's share of a batch."""
-        parts = (getattr(self, field.name) for field in fields(self))
-        return AugmentPlan(*(None if part is None else part[start:stop] for part in parts))
+        part = slice(start, stop)
+        colours = None if self.colours is None else self.colours[part]
+        return AugmentPlan(self.flip[part], self.crop_top[part], self.crop_left[part], self.erase[part], colours)
 
 
 def draw_augmentation(
