@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--market", type=Path, required=True, help="the folder Market-1501-v15.09.15")
     parser.add_argument("--mini", type=Path, help="the first cut, where it was made by other means")
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--recipes", nargs="+", default=["plain", "camera"], help="joined by + for layers")
+    parser.add_argument("--recipes", nargs="+", default=["plain", "camera", "nocamera"], help="joined by + for layers")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that differ, for trials")
     parser.add_argument("--out", type=Path, default=Path("logs/accuracy"))

@@ -6,6 +6,8 @@ mean, then saturation about each pixel's grey value (0.299, 0.587, 0.114).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -47,8 +49,14 @@ def change_colours(images: Tensor, factors: Tensor) -> Tensor:
     gains, contrast, saturation = factors[:, :3, None], factors[:, 3, None, None], factors[:, 4, None, None]
     pixels = images.flatten(2).to(torch.float32)  # (B, 3, HW)
     mean = (gains * pixels.mean(dim=2, keepdim=True)).mean(dim=1, keepdim=True)
-    grey = torch.tensor(_GREY, device=images.device)
-    mixing = saturation * torch.eye(3, device=images.device) + (1 - saturation) * grey  # rows: new colours
+    same, grey = _constants(images.device)
+    mixing = saturation * same + (1 - saturation) * grey  # a row for each new colour
     changed = mixing @ (contrast * gains * pixels + (1 - contrast) * mean)
     changed = changed.round_().clamp_(0, 255).to(torch.uint8).view(images.shape)
     return changed.contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=32)
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the (3, 3) identity and the (3,) shares of grey, once per device: making them waits for a GPU."""
+    return torch.eye(3, device=device), torch.tensor(_GREY, device=device)

@@ -128,7 +128,14 @@ def test_a_stopped_run_goes_on(kind: str, tiny_data: Path, tmp_path: Path, undis
     assert watch.losses + rest.losses == pytest.approx(undisturbed["losses"], abs=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{"deterministic": True, "dropout": 0.5}, {"cluster": "infomap", "eps": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"deterministic": True, "dropout": 0.5},
+        {"cluster": "infomap", "eps": 0.5},
+        {"background_norm": True, "colour_jitter": 1.0},
+    ],
+)
 def test_other_ways_of_training(kind: str, changes: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:
     if "cluster" in changes:
         pytest.importorskip("infomap")

@@ -100,7 +100,7 @@ class PretendedGpu(TorchFunctionMode):
 
     def _moved(self, source: Tensor, result: Tensor, stays: bool) -> Tensor:
         if stays == isinstance(source, Pretend):
-            return result
+            return result if result is source or not stays else _as_pretended(result)  # of another number format
         if result is source or result.data_ptr() == source.data_ptr():
             result = result.clone()  # a copy between devices never shares memory
         return _as_pretended(result) if stays else _as_plain(result)
