@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from ccreid_cli.cli import output
 
 if TYPE_CHECKING:
     from ccreid_cli.data.splits import ReidDataset
+    from ccreid_cli.machine.distributed import Group
 
 
 def data_dir_or_default(given: Path | None) -> Path:
@@ -82,6 +85,43 @@ def refuse_existing(force: bool, *files: Path) -> None:
         folder = next(folder for folder in file.absolute().parents if folder.exists())
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"{folder} cannot be written, so {file} cannot be made.", "Choose another folder.")
+
+
+def started_processes(gpus: int | None, device: str | None) -> bool:
+    """Run this command line in several processes where that is asked for; tell whether that was done."""
+    from ccreid_cli.machine.launch import asked_processes, launch
+
+    count = asked_processes(gpus, device or "auto")
+    if count == 1:
+        return False
+    launch(count)
+    return True
+
+
+@contextmanager
+def processes(device: str | None) -> Iterator[tuple[Group, str]]:
+    """Join the processes that a launcher started, if there are several.
+
+    Yields:
+        The group, and the name of this process's device.
+    """
+    from ccreid_cli.machine.device import resolve_device
+    from ccreid_cli.machine.distributed import Group, process_group
+    from ccreid_cli.machine.ranks import launched_world
+
+    if launched_world() == 1:
+        yield Group(), device or "auto"
+        return
+    choice = resolve_device(device or "auto")
+    with process_group(choice.device) as group:
+        yield group, str(choice.device)
+
+
+def place_of_shards(result: Path | None, command: str = "") -> Path:
+    """Return where features are kept until the work of a command is done: beside its result, else in the cache."""
+    from ccreid_cli.core.paths import cache_folder
+
+    return result.with_name(f".{result.name}.features") if result else cache_folder() / command
 
 
 def show_dataset(dataset: ReidDataset) -> None:

@@ -6,7 +6,14 @@ import typer
 
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
-from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, named_data_dir, show_dataset
+from ccreid_cli.cli.common import (
+    data_dir_or_default,
+    logs_dir_or_default,
+    named_data_dir,
+    processes,
+    show_dataset,
+    started_processes,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +43,7 @@ def evaluate(
     tracklets: opt.Tracklets = False,
     camera_norm: opt.CameraNorm = False,
     seed: opt.Seed = None,
+    gpus: opt.GpusInUse = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
     as_json: opt.Json = False,
@@ -55,37 +63,43 @@ def evaluate(
 
     if resume is None and dataset is None:
         raise UsageError("no dataset is named.", "Name one with -d, or a trained run with --resume.")
+    if started_processes(gpus, device):
+        return
     data_dir = named_data_dir(data_dir)
     reporter = make_reporter(progress)
     request = ModelRequest(resume, checkpoint, arch, pooling_type, features, dropout, weights, seed or 1)
-    loaded = load_network(request, logs_dir_or_default(logs_dir), device or "auto", reporter)
-    trained_on = loaded.trained_on()
-    if dataset is None and trained_on is None:
-        raise UsageError(f"{loaded.source} does not say what it was trained on.", "Name a dataset with -d.")
-    if dataset is None and trained_on is not None:
-        dataset, trained_in = trained_on
-        # A run is scored where it was trained, unless a flag or the environment names another place.
-        data_dir = data_dir or trained_in
-        columns = columns or loaded.settings().get("columns")
-        pattern = pattern or loaded.settings().get("pattern")
-    result = score_model(
-        loaded,
-        str(dataset),
-        data_dir=data_dir_or_default(data_dir),
-        columns=columns,
-        height=height,
-        width=width,
-        resize=resize,
-        batch_size=batch_size,
-        workers=4 if workers is None else workers,
-        precision=precision or "auto",
-        rerank=rerank,
-        tracklets=tracklets,
-        pattern=pattern,
-        camera_norm=camera_norm,
-        reporter=reporter,
-        on_dataset=show_dataset,
-    )
+    with processes(device) as (group, own_device):
+        loaded = load_network(request, logs_dir_or_default(logs_dir), own_device, reporter)
+        trained_on = loaded.trained_on()
+        if dataset is None and trained_on is None:
+            raise UsageError(f"{loaded.source} does not say what it was trained on.", "Name a dataset with -d.")
+        if dataset is None and trained_on is not None:
+            dataset, trained_in = trained_on
+            # A run is scored where it was trained, unless a flag or the environment names another place.
+            data_dir = data_dir or trained_in
+            columns = columns or loaded.settings().get("columns")
+            pattern = pattern or loaded.settings().get("pattern")
+        result = score_model(
+            loaded,
+            str(dataset),
+            data_dir=data_dir_or_default(data_dir),
+            columns=columns,
+            height=height,
+            width=width,
+            resize=resize,
+            batch_size=batch_size,
+            workers=4 if workers is None else workers,
+            precision=precision or "auto",
+            rerank=rerank,
+            tracklets=tracklets,
+            pattern=pattern,
+            camera_norm=camera_norm,
+            group=group if group.world > 1 else None,
+            reporter=reporter,
+            on_dataset=show_dataset if group.is_main else None,
+        )
+        if not group.is_main:
+            return
     if as_json:
         output.print_json({**result, "rerank": rerank, "camera_norm": camera_norm, "tracklets": tracklets})
         return

@@ -10,19 +10,23 @@ import typer
 
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
-from ccreid_cli.cli.common import data_dir_or_default, logs_dir_or_default, refuse_existing
+from ccreid_cli.cli.common import (
+    data_dir_or_default,
+    logs_dir_or_default,
+    place_of_shards,
+    processes,
+    refuse_existing,
+    started_processes,
+)
 from ccreid_cli.cli.completion import values as completion_values
 from ccreid_cli.cli.extract import Strict, model_request
 from ccreid_cli.core.config import DATA, LABELS
 
 if TYPE_CHECKING:
     from ccreid_cli.core.reporter import Reporter
-    from ccreid_cli.inference.embedding_file import EmbeddingFile
     from ccreid_cli.inference.identify import Gathered, KnownImages
     from ccreid_cli.inference.identities import Identities
     from ccreid_cli.inference.image_list import ImageList
-
-FEATURE_FILES = (".npz", ".npy", ".parquet")
 
 
 def register(app: typer.Typer) -> None:
@@ -38,8 +42,8 @@ def identify(
         list[str],
         typer.Argument(
             metavar="FOLDER|DATASET|FILE",
-            help="A folder of images (with all folders below it), a dataset by name, a manifest, a feature file of "
-            "`ccreid extract`, or image files.",
+            help="A folder of images (with all folders below it), a dataset by name, a manifest, a feature file or "
+            "folder of `ccreid extract`, or image files.",
             autocompletion=completion_values.datasets,
         ),
     ],
@@ -102,6 +106,7 @@ def identify(
     width: opt.Width = None,
     workers: opt.Workers = None,
     batch_size: opt.ExtractBatch = None,
+    gpus: opt.GpusInUse = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
     as_json: opt.Json = False,
@@ -123,7 +128,7 @@ def identify(
     from ccreid_cli.engine.settings import label_settings
     from ccreid_cli.inference.embedder import open_embedder
     from ccreid_cli.inference.embedding_file import read_embeddings
-    from ccreid_cli.inference.identify import Extraction, gather, quality_of, rows_of
+    from ccreid_cli.inference.identify import gather, quality_of, rows_of
     from ccreid_cli.inference.identify import identify as identify_images
     from ccreid_cli.inference.identity_file import (
         check_identity_form,
@@ -132,57 +137,70 @@ def identify(
         write_identities,
     )
     from ccreid_cli.inference.identity_folders import COPY, HARD, SYMBOLIC, check_folder, write_folders
-    from ccreid_cli.inference.image_list import list_sources
-    from ccreid_cli.inference.kept_chunks import KeptChunks
+    from ccreid_cli.inference.image_list import ImageList, list_sources
+    from ccreid_cli.inference.shard_index import recorded_precision, remove_shards
+    from ccreid_cli.inference.sharded_extraction import Extraction
+    from ccreid_cli.inference.stored_arrays import holds_features
     from ccreid_cli.machine.device import resolve_device
+    from ccreid_cli.machine.distributed import Group
     from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 
     if symlink and copy:
         raise UsageError("--symlink and --copy exclude each other.", "Give one of them, or none for hard links.")
     if (symlink or copy) and folders is None:
         raise UsageError("--symlink and --copy are for --folders.", "Name a folder with --folders.")
-    if out is not None:
-        check_identity_form(out)
-        refuse_existing(force, out)
-    if folders is not None:
-        check_folder(folders)
+    if started_processes(gpus, device):
+        return
     reporter = make_reporter(progress)
     places = data_dir_or_default(data_dir)
-    is_features = len(sources) == 1 and Path(sources[0]).suffix.lower() in FEATURE_FILES
-    source: ImageList | EmbeddingFile
-    if is_features:
-        source = read_embeddings(Path(sources[0]))
-        images = source.images
-    else:
-        source = images = list_sources(sources, split, places, reporter, columns=columns, pattern=pattern)
-    if out.suffix.lower() == ".csv" if out else not (as_json or folders):
-        check_paths(images.names)
-    known_images = _known(known, places, reporter)
-    kept = KeptChunks(_place_of_chunks(out, folders))
-    embedder = None
-    if resume is not None or not is_features:
-        embedder = open_embedder(
-            model_request(resume, checkpoint, pooling_type),
-            logs_dir=logs_dir_or_default(logs_dir),
-            device=device or "auto",
-            precision=precision or kept.precision() or "auto",
-            height=height,
-            width=width,
-            num_images=0 if is_features else len(images),
+    is_features = len(sources) == 1 and holds_features(Path(sources[0]))
+    start = time.perf_counter()
+
+    def check_results() -> None:
+        if out is not None:
+            check_identity_form(out)
+            refuse_existing(force, out)
+        if folders is not None:
+            check_folder(folders)
+
+    def list_images() -> ImageList:
+        return list_sources(sources, split, places, reporter, columns=columns, pattern=pattern)
+
+    with processes(device) as (group, own_device):
+        group.on_main(check_results)
+        source = read_embeddings(Path(sources[0])) if is_features else group.on_main(list_images)
+        images = source if isinstance(source, ImageList) else source.images
+        if out.suffix.lower() == ".csv" if out else not (as_json or folders):
+            check_paths(images.names)
+        known_images = group.on_main(lambda: _known(known, places, reporter))
+        kept = place_of_shards(out or folders, "identify")
+        embedder = None
+        if resume is not None or not is_features:
+            embedder = open_embedder(
+                model_request(resume, checkpoint, pooling_type),
+                logs_dir=logs_dir_or_default(logs_dir),
+                device=own_device,
+                precision=precision or recorded_precision(kept) or "auto",
+                height=height,
+                width=width,
+                num_images=0 if is_features else len(images),
+                group=group,
+                reporter=reporter,
+            )
+        config = label_settings(embedder.loaded.settings() if embedder else {}, settings)
+        extraction = Extraction(embedder, kept, batch_size, workers, strict, group)
+        gathered = gather(source, known_images, extraction, Path(sources[0]), reporter)
+        own = embedder.device if embedder else resolve_device(device or "auto").device
+        found = identify_images(
+            gathered,
+            known_images,
+            ClusterSettings.of(config),
+            false_match_rate=false_match_rate,
+            group=group if group.world > 1 else Group(device=own),
             reporter=reporter,
         )
-    config = label_settings(embedder.loaded.settings() if embedder else {}, settings)
-    start = time.perf_counter()
-    extraction = Extraction(embedder, kept, batch_size, workers, strict)
-    gathered = gather(source, known_images, extraction, Path(sources[0]), reporter)
-    found = identify_images(
-        gathered,
-        known_images,
-        ClusterSettings.of(config),
-        false_match_rate=false_match_rate,
-        device=embedder.device if embedder else resolve_device(device or "auto").device,
-        reporter=reporter,
-    )
+        if not group.is_main:
+            return
     rows = rows_of(gathered, found, known_images, split, out.parent if out else Path())
     if out is not None:
         write_or_keep(out, lambda path: write_identities(path, rows))
@@ -191,7 +209,7 @@ def identify(
         files = [file for file, asked in zip(gathered.content.images.paths, gathered.asked, strict=True) if asked]
         how = SYMBOLIC if symlink else COPY if copy else HARD
         made = write_folders(folders, files, [row.id for row in rows], how, reporter)
-    kept.remove()
+    remove_shards(kept)
     summary = _summary(gathered, found) | quality_of(gathered, found, reporter)
     _say(reporter, summary, out, folders, made)
     if as_json:
@@ -215,14 +233,6 @@ def _known(source: str | None, data_dir: Path, reporter: Reporter) -> KnownImage
     if not any(images.ids or ()):
         raise DataError(f"{source} names no identity.", "--known takes what `ccreid identify` wrote, or a manifest.")
     return KnownImages.of(images)
-
-
-def _place_of_chunks(out: Path | None, folders: Path | None) -> Path:
-    """Return where features are kept until the work is done: beside its result, else in the cache."""
-    from ccreid_cli.core.paths import cache_folder
-
-    result = out or folders
-    return result.with_name(f".{result.name}.features") if result else cache_folder() / "identify"
 
 
 def _summary(gathered: Gathered, found: Identities) -> dict[str, Any]:

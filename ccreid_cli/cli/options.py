@@ -108,6 +108,10 @@ Gpus = Annotated[
         "--gpus", help="GPUs to train on, one process each. Default: every visible GPU.", rich_help_panel=RUN, min=1
     ),
 ]
+GpusInUse = Annotated[
+    int | None,
+    typer.Option("--gpus", help="GPUs to use, one process each. Default: one.", rich_help_panel=RUN, min=1),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT)]
 ProgressStyle = Annotated[

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,6 +97,15 @@ def write_or_keep(path: Path, write: Callable[[Path], None]) -> None:
                 raise
             hint = f"What was computed is not lost: it is in {kept}; move it from there."
         raise DataError(problem, hint) from error
+
+
+def digest_of(values: Iterable[str | bytes]) -> str:
+    """Return a SHA-256, in hexadecimal digits, over values in their order, each of them told from the next."""
+    digest = hashlib.sha256()
+    for value in values:
+        data = value if isinstance(value, bytes) else value.encode(errors="surrogateescape")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+from ccreid_cli.core.packed_texts import PackedTexts
+
 _ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"),
     *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
@@ -68,19 +70,23 @@ class FolderImages:
         repeated: Linked folders that were not entered, since they lead to a folder that is read anyway, likewise.
     """
 
-    names: list[str] = field(default_factory=list)
+    names: list[str] | PackedTexts = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     broken_links: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
 
-    def sort(self) -> FolderImages:
-        """Sort everything and return it."""
-        for names in (self.names, self.unreadable, self.broken_links, self.repeated):
+    def sort(self, *, is_names_sorted: bool = False) -> FolderImages:
+        """Sort everything, but the names where they are sorted, and return it."""
+        for names in (self.unreadable, self.broken_links, self.repeated):
             names.sort()
+        if not is_names_sorted:
+            self.names.sort()
         return self
 
 
-def find_images(folder: Path, *, skip: Collection[Path] = ()) -> FolderImages:
+def find_images(
+    folder: Path, *, skip: Collection[Path] = (), names: list[str] | PackedTexts | None = None
+) -> FolderImages:
     """Find the images in a folder and all folders below it.
 
     Hidden files and folders and those of operating systems are passed over. Links are followed, but each real folder is
@@ -89,20 +95,23 @@ def find_images(folder: Path, *, skip: Collection[Path] = ()) -> FolderImages:
     Args:
         folder: Where to begin.
         skip: Folders below it that are not entered.
+        names: What the images' names are collected in; by default a list.
 
     Raises:
         OSError: A folder cannot be read.
     """
-    found = FolderImages()
+    found = FolderImages([] if names is None else names)
     seen: set[tuple[int, int]] = {_place(path) for path in skip if path.is_dir()}
+    num_walks = 0
     waiting = [("", folder)]  # real folders are walked before links to folders, so that their own paths name the images
     while waiting:
         prefix, start = waiting.pop(0)
         if prefix and _place(start) in seen:
             found.repeated.append(prefix.rstrip("/"))
         else:
+            num_walks += 1
             waiting += _walk(start, prefix, found, seen)
-    return found.sort()
+    return found.sort(is_names_sorted=num_walks == 1)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -115,30 +124,38 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path, prefix: str, found: FolderImages, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Path]]:
-    """Collect what is in a real folder and the real ones below it, and return the linked folders met on the way."""
+    """Collect what is in a real folder and the real ones below it, and return the linked folders met on the way.
+
+    The names come in sorted order: a folder counts by its name and a slash, with which all names in it begin.
+    """
     place = _place(folder)
     if place in seen:
         return
     seen.add(place)
-    inside: list[tuple[str, Path]] = []
+    inside: list[str] = []
     with os.scandir(folder) as scan:
-        entries = sorted(scan, key=lambda entry: entry.name)
-    for entry in entries:
-        name = prefix + entry.name
-        linked = entry.is_symlink()
-        if Path(entry.path).is_dir() if linked else entry.is_dir():  # the entry raises on a link to itself
-            if is_system_folder(entry.name):
-                continue
-            if linked:
-                yield name + "/", Path(entry.path)
-            else:
-                inside.append((name + "/", Path(entry.path)))
-        elif is_image(entry.name):
-            (found.names if not linked or Path(entry.path).is_file() else found.broken_links).append(name)
-        elif is_unreadable_picture(entry.name):
-            found.unreadable.append(name)
-    for below, path in inside:
-        yield from _walk(path, below, found, seen)
+        for entry in scan:
+            name = prefix + entry.name
+            linked = entry.is_symlink()
+            if Path(entry.path).is_dir() if linked else entry.is_dir():  # the entry raises on a link to itself
+                if is_system_folder(entry.name):
+                    continue
+                if linked:
+                    yield name + "/", Path(entry.path)
+                else:
+                    inside.append(entry.name + "/")
+            elif is_image(entry.name):
+                if not linked or Path(entry.path).is_file():
+                    inside.append(entry.name)
+                else:
+                    found.broken_links.append(name)
+            elif is_unreadable_picture(entry.name):
+                found.unreadable.append(name)
+    for name in sorted(inside):
+        if name.endswith("/"):
+            yield from _walk(folder / name, prefix + name, found, seen)
+        else:
+            found.names.append(prefix + name)
 
 
 def _place(folder: Path) -> tuple[int, int]:

@@ -133,7 +133,7 @@ class FolderLayout:
     def _images(self, folder: Path) -> list[str]:
         """Return the names of all images of a split, sorted: no Thumbs.db, no hidden or ``._`` files."""
         if self.is_nested:
-            return find_images(folder).names
+            return list(find_images(folder).names)
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if is_image(entry.name) and entry.is_file())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -139,7 +139,7 @@ def tell_of_left_out(root: Path, found: FolderImages, reporter: Reporter) -> Non
         reporter.message(f"{root}: {kind} to a folder that is read already: {few(found.repeated)}.")
 
 
-def _tell_of_outside(root: Path, names: list[str], folders: Iterable[Path], reporter: Reporter) -> None:
+def _tell_of_outside(root: Path, names: Sequence[str], folders: Iterable[Path], reporter: Reporter) -> None:
     """Say which images lie outside the folders of the splits."""
     if not names:
         return

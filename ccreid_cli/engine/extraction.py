@@ -11,6 +11,7 @@ from torch import nn
 from ccreid_cli.core.errors import DeviceError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.images.augment import normalize
+from ccreid_cli.images.sharded_store import ShardedStore
 from ccreid_cli.images.source import ImageSet
 from ccreid_cli.machine.device import autocast, unless_out_of_memory
 from ccreid_cli.machine.distributed import Group
@@ -81,7 +82,7 @@ def extract_features(
     group = group or Group()
     reporter = reporter or SilentReporter()
     size = checked_batch_size(batch_size, device)
-    start, stop = group.bounds(len(store))
+    start, stop = _share(store, size, group)
     was_training = model.training
     model.eval()
     network = network or prepared(model, device, precision)
@@ -105,6 +106,17 @@ def extract_features(
     store.release_pages()
     model.train(was_training)
     return group.gather_rows(rows)
+
+
+def _share(store: ImageSet, batch_size: int, group: Group) -> tuple[int, int]:
+    """Return which images this process computes: whole batches, the same ones for any number of processes.
+
+    Others may round otherwise. Where each process holds its share of the images only, it computes that.
+    """
+    if isinstance(store, ShardedStore):
+        return group.bounds(len(store))
+    first, last = group.bounds(-(-len(store) // batch_size))
+    return batch_size * first, min(batch_size * last, len(store))
 
 
 def _room(count: int, dim: int, device: torch.device, *, may_move: bool) -> torch.Tensor:

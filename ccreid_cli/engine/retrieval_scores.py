@@ -43,6 +43,7 @@ class Evaluation:
         num_queries: Queries that were scored.
         num_queries_skipped: Queries without a match of another camera in the gallery.
         average_precision: (Q,) per query, NaN where skipped.
+        inverse_penalty: (Q,) likewise, whose mean is `mean_inp`.
         first_match_rank: (Q,) rank of the first match, from 1; 0 where skipped.
     """
 
@@ -52,6 +53,7 @@ class Evaluation:
     num_queries: int
     num_queries_skipped: int
     average_precision: NDArray[np.float64]
+    inverse_penalty: NDArray[np.float64]
     first_match_rank: Int64Array
 
     def as_json(self) -> dict[str, float | int]:
@@ -207,6 +209,7 @@ def evaluate_blocks(blocks: Iterable[tuple[int, Tensor]], pairs: IdentityPairs) 
         num_queries=int(scored.sum()),
         num_queries_skipped=int((~scored).sum()),
         average_precision=average_precision,
+        inverse_penalty=inverse_penalty,
         first_match_rank=first_rank,
     )
 

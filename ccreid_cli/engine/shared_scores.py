@@ -54,20 +54,25 @@ def evaluate_together(
 
 def _join(own: Evaluation | None, matched: NDArray[np.int64], num_queries: int, group: Group) -> Evaluation:
     """Put the scores of all processes' queries together."""
-    precision = group.gather_array(own.average_precision if own else np.empty(0))
     first_rank = group.gather_array(own.first_match_rank if own else np.empty(0, dtype=np.int64))
-    penalties = group.gather_array(np.array([own.mean_inp * own.num_queries if own else 0.0]))
-    average_precision = np.full(num_queries, np.nan)
-    average_precision[matched] = precision
+
+    def of_all(values: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        found = np.full(num_queries, np.nan)
+        found[matched] = group.gather_array(np.empty(0) if values is None else values)
+        return found
+
+    average_precision = of_all(own.average_precision if own else None)
+    inverse_penalty = of_all(own.inverse_penalty if own else None)
     first_match_rank = np.zeros(num_queries, dtype=np.int64)
     first_match_rank[matched] = first_rank
     hits_at_rank = np.bincount(first_rank, minlength=NUM_RANKS + 1)[1 : NUM_RANKS + 1]
     return Evaluation(
-        mean_ap=float(precision.mean()),
-        mean_inp=float(penalties.sum() / len(matched)),
+        mean_ap=float(average_precision[matched].mean()),
+        mean_inp=float(inverse_penalty[matched].mean()),
         cmc=hits_at_rank.cumsum() / len(matched),
         num_queries=len(matched),
         num_queries_skipped=num_queries - len(matched),
         average_precision=average_precision,
+        inverse_penalty=inverse_penalty,
         first_match_rank=first_match_rank,
     )

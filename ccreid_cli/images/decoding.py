@@ -9,21 +9,24 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ccreid_cli.core.components import find_row
-from ccreid_cli.core.errors import BrokenImagesError
+from ccreid_cli.core.errors import BrokenImagesError, NetworkError, UsageError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.images.appearance import as_shown
 
+Picture: TypeAlias = "str | bytes"
+"""An image file, or the content of one."""
 Broken = list[tuple[int, str]]
 """(position among the paths, reason) of images that cannot be read."""
 
@@ -33,6 +36,7 @@ BROKEN_SHOWN = 5
 BROKEN_HINT = "Put whole copies, or such as can be shown, in their place, or remove them."
 CHUNK = 16
 T = TypeVar("T")
+C = TypeVar("C", bound=Sequence[object])
 
 
 def _without_antialiasing(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -93,38 +97,47 @@ def read_picture(path: Path | str) -> Image.Image:
         return as_shown(image)
 
 
-def decode(path: str, height: int, width: int, resize: str = BICUBIC) -> NDArray[np.uint8]:
-    """Decode one image file and resize it: see `to_pixels`.
+def decode(picture: Picture, height: int, width: int, resize: str = BICUBIC) -> NDArray[np.uint8]:
+    """Decode one image and resize it: see `to_pixels`.
 
     Raises:
         Exception: Whatever Pillow raises on a missing or broken file, and as `as_shown`.
     """
-    with Image.open(path) as image:
+    with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
         return to_pixels(image, height, width, resize)
 
 
 def decode_chunk(
-    paths: Sequence[str], height: int, width: int, resize: str = BICUBIC
+    pictures: Sequence[Picture],
+    height: int,
+    width: int,
+    resize: str = BICUBIC,
+    fetch: Callable[[str], Picture] | None = None,
 ) -> tuple[NDArray[np.uint8], Broken]:
     """Decode several images, going on after broken ones.
 
     Args:
-        paths: N files.
+        pictures: N images.
         height: Rows of each result.
         width: Columns of each result.
         resize: A name of `RESIZES`.
+        fetch: Gets the content of those that are not files of this machine, by what they are called. A `NetworkError`
+            or `UsageError` that it raises ends the work; anything else means that an image is broken.
 
     Returns:
         The (M, height, width, 3) uint8 images that could be read, in order, and (position, reason) of the N - M others.
     """
-    images = np.empty((len(paths), height, width, 3), dtype=np.uint8)
+    images = np.empty((len(pictures), height, width, 3), dtype=np.uint8)
     broken: Broken = []
-    for position, path in enumerate(paths):
+    for position, picture in enumerate(pictures):
         try:
-            images[position - len(broken)] = decode(path, height, width, resize)
+            content = fetch(picture) if fetch and isinstance(picture, str) else picture
+            images[position - len(broken)] = decode(content, height, width, resize)
+        except (NetworkError, UsageError):
+            raise
         except Exception as error:  # Pillow's decoders raise nearly every type there is
             broken.append((position, reason_of(error)))
-    return images[: len(paths) - len(broken)], broken
+    return images[: len(pictures) - len(broken)], broken
 
 
 def reason_of(error: Exception) -> str:
@@ -147,14 +160,16 @@ class Decoder:
         workers: How many threads; at most 1 decodes in the caller's.
         reporter: Where progress is shown.
         resize: A name of `RESIZES`.
+        fetch: As for `decode_chunk`.
     """
 
-    paths: list[str]
+    paths: Sequence[str]
     height: int
     width: int
     workers: int
     reporter: Reporter
     resize: str = BICUBIC
+    fetch: Callable[[str], Picture] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -175,11 +190,15 @@ class Decoder:
         Returns:
             The broken ones.
         """
+        return self.run_stream((self.paths[start : start + CHUNK] for start in self._starts), write)
 
-        def decode_from(start: int) -> tuple[NDArray[np.uint8], Broken]:
-            return decode_chunk(self.paths[start : start + CHUNK], self.height, self.width, self.resize)
+    def run_stream(self, chunks: Iterable[Sequence[Picture]], write: Callable[[NDArray[np.uint8]], object]) -> Broken:
+        """Decode images that come a few at a time, as `run` does those of `paths`."""
 
-        return self._run(decode_from, write)
+        def decode_them(chunk: Sequence[Picture]) -> tuple[NDArray[np.uint8], Broken]:
+            return decode_chunk(chunk, self.height, self.width, self.resize, self.fetch)
+
+        return self._run(decode_them, chunks, write)
 
     def fill(self, put: Callable[[int, NDArray[np.uint8]], object]) -> None:
         """Decode everything, each thread storing what it decoded: the fastest way to fill an array or a file.
@@ -192,48 +211,62 @@ class Decoder:
             BrokenImagesError: Images cannot be read; the message counts them and names the first few.
         """
 
-        def decode_and_put(start: int) -> tuple[None, Broken]:
-            images, broken = decode_chunk(self.paths[start : start + CHUNK], self.height, self.width, self.resize)
+        def decode_and_put(chunk: Sequence[int]) -> tuple[None, Broken]:
+            files = self.paths[chunk[0] : chunk[-1] + 1]
+            images, broken = decode_chunk(files, self.height, self.width, self.resize)
             if not broken:
-                put(start, images)
+                put(chunk[0], images)
             return None, broken
 
-        broken = self._run(decode_and_put, lambda _: None)
+        places = range(len(self.paths))
+        broken = self._run(decode_and_put, (places[start : start + CHUNK] for start in self._starts), lambda _: None)
         if broken:
             raise BrokenImagesError(describe_broken(self.paths, broken), BROKEN_HINT)
 
-    def _run(self, work: Callable[[int], tuple[T, Broken]], take: Callable[[T], object]) -> Broken:
-        """Do `work` for the first position of every chunk, in threads, and `take` its results in order."""
+    @property
+    def _starts(self) -> range:
+        return range(0, len(self.paths), CHUNK)
+
+    def _run(self, work: Callable[[C], tuple[T, Broken]], chunks: Iterable[C], take: Callable[[T], object]) -> Broken:
+        """Do `work` for every chunk, in threads, and `take` its results in order."""
         broken: Broken = []
+        start = 0
         with warnings.catch_warnings(), self.reporter.task("reading images", len(self.paths), "img") as task:
             warnings.simplefilter("ignore")  # Pillow warns of odd files; the pixels are right
-            starts = range(0, len(self.paths), CHUNK)
-            for start, (result, broken_here) in zip(starts, self._results(work, starts), strict=True):
+            for size, (result, broken_here) in self._results(work, chunks):
                 take(result)
                 broken += [(start + position, reason) for position, reason in broken_here]
-                task.advance(min(CHUNK, len(self.paths) - start))
+                start += size
+                task.advance(size)
         return broken
 
-    def _results(self, work: Callable[[int], tuple[T, Broken]], starts: Sequence[int]) -> Iterator[tuple[T, Broken]]:
-        """Work in order, some chunks ahead of the reader but never so many that they fill the memory."""
+    def _results(
+        self, work: Callable[[C], tuple[T, Broken]], chunks: Iterable[C]
+    ) -> Iterator[tuple[int, tuple[T, Broken]]]:
+        """Work in order, some chunks ahead of the reader but never so many that they fill the memory.
+
+        Yields:
+            The length of each chunk, and what `work` made of it.
+        """
         if self.workers <= 1:
-            yield from map(work, starts)
+            yield from ((len(chunk), work(chunk)) for chunk in chunks)
             return
         pool = ThreadPoolExecutor(self.workers, "decode")
-        waiting: deque[Future[tuple[T, Broken]]] = deque()
+        waiting: deque[tuple[int, Future[tuple[T, Broken]]]] = deque()
         try:
-            for start in starts:
-                waiting.append(pool.submit(work, start))
+            for chunk in chunks:
+                waiting.append((len(chunk), pool.submit(work, chunk)))
                 if len(waiting) > 3 * self.workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                    size, result = waiting.popleft()
+                    yield size, result.result()
+            for size, result in waiting:
+                yield size, result.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def describe_broken(names: Sequence[object], broken: Broken) -> str:
-    """Name the first few files that could not be read, and say how many there are."""
+def describe_broken(names: Sequence[object], broken: Broken, total: int | None = None) -> str:
+    """Name the first few files that could not be read, and say how many there are, of `total` or of all `names`."""
     shown = ", ".join(f"{names[position]} ({reason})" for position, reason in broken[:BROKEN_SHOWN])
     more = f" and {len(broken) - BROKEN_SHOWN} more" if len(broken) > BROKEN_SHOWN else ""
-    return f"{len(broken)} of {len(names)} images cannot be read: {shown}{more}."
+    return f"{len(broken)} of {len(names) if total is None else total} images cannot be read: {shown}{more}."

@@ -19,14 +19,14 @@ from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.engine.checkpoint import digest
 from ccreid_cli.engine.extraction import checked_batch_size, extract_features, prepared
-from ccreid_cli.images.decoding import BROKEN_HINT, Broken, Decoder, decode, describe_broken, reason_of, to_pixels
+from ccreid_cli.images.decoding import CHUNK, Broken, Decoder, Picture, decode, describe_broken, reason_of, to_pixels
 from ccreid_cli.images.store import ImageStore
-from ccreid_cli.inference.embedding_file import EmbeddingFile
-from ccreid_cli.inference.image_list import ImageList
 from ccreid_cli.inference.loading import LoadedModel, ModelRequest, Preprocessing, load_network
 from ccreid_cli.machine.device import resolve_precision
+from ccreid_cli.machine.distributed import Group
 from ccreid_cli.models.placing import probe_precision
 from ccreid_cli.models.reid_net import ReidNet
+from ccreid_cli.transfer.remote import picture_at
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 """An image file, a Pillow image, or an (H, W, 3) uint8 RGB array."""
@@ -123,7 +123,7 @@ class Embedder:
 
     def embed_files(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Path | str],
         *,
         batch_size: int | None = None,
         workers: int | None = None,
@@ -132,19 +132,40 @@ class Embedder:
         """Turn image files into features, going on after broken ones; only a few batches are in memory at a time.
 
         Args:
-            paths: Image files.
+            paths: Image files, or addresses that fsspec reads.
+            batch_size: Images at once; by default what suits the device.
+            workers: Threads that decode; by default up to four.
+            reporter: Where progress goes.
+        """
+        chunks = ([str(path) for path in paths[start : start + CHUNK]] for start in range(0, len(paths), CHUNK))
+        return self.embed_stream(chunks, len(paths), batch_size=batch_size, workers=workers, reporter=reporter)
+
+    def embed_stream(
+        self,
+        chunks: Iterable[Sequence[Picture]],
+        expected: int = 0,
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        reporter: Reporter | None = None,
+    ) -> EmbeddedFiles:
+        """Turn images that come a few at a time into features, as `embed_files`.
+
+        Args:
+            chunks: Files, addresses, or the contents of files.
+            expected: How many images there are; 0 where that is not known.
             batch_size: Images at once; by default what suits the device.
             workers: Threads that decode; by default up to four.
             reporter: Where progress goes.
         """
         height, width = self.input_size
         threads = min(4 if workers is None else workers, os.cpu_count() or 1)
-        names, resize = [str(path) for path in paths], self.preprocessing.resize
-        decoder = Decoder(names, height, width, threads, reporter or SilentReporter(), resize)
-        rows = _Rows(self, len(paths), batch_size)
-        broken = decoder.run(rows.add)
-        kept = np.delete(np.arange(len(paths), dtype=np.int64), [position for position, _ in broken])
-        return EmbeddedFiles(rows.finish(), kept, broken)
+        reporter, resize = reporter or SilentReporter(), self.preprocessing.resize
+        rows = _Rows(self, expected, batch_size)
+        broken = Decoder((), height, width, threads, reporter, resize, picture_at).run_stream(chunks, rows.add)
+        features = rows.finish()
+        kept = np.arange(len(features) + len(broken), dtype=np.int64)
+        return EmbeddedFiles(features, np.delete(kept, [position for position, _ in broken]), broken)
 
     def read_files(self, paths: Sequence[Path]) -> NDArray[np.uint8]:
         """Decode image files to (N, height, width, 3) uint8 of the input size.
@@ -215,6 +236,7 @@ class _Rows:
 
     def _flush(self) -> None:
         batch = self.waiting[0] if len(self.waiting) == 1 else np.concatenate(self.waiting)
+        make_room(self.features, self.filled + len(batch))
         self.features[self.filled : self.filled + len(batch)] = self.embedder.embed_pixels(batch)
         self.filled += len(batch)
         self.waiting, self.num_waiting = [], 0
@@ -226,46 +248,16 @@ class _Rows:
         return self.features[: self.filled]
 
 
+def make_room(rows: NDArray[Any], needed: int) -> None:
+    """Let an array have `needed` rows, and room for more, where it has fewer."""
+    if needed > len(rows):
+        rows.resize((max(needed, 2 * len(rows)), *rows.shape[1:]), refcheck=False)
+
+
 def _as_list(images: Iterable[ImageLike] | ImageLike) -> list[ImageLike]:
     if isinstance(images, str | os.PathLike | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
         return [images]
     return list(images)
-
-
-def embed_images(
-    embedder: Embedder,
-    images: ImageList,
-    *,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    strict: bool = False,
-    reporter: Reporter | None = None,
-) -> tuple[EmbeddingFile, list[dict[str, str]]]:
-    """Turn listed images into features with their names; broken images are named and left out.
-
-    Args:
-        embedder: The network.
-        images: The images.
-        batch_size: Images at once; by default what suits the device.
-        workers: Threads that decode; by default up to four.
-        strict: Whether a broken image is an error.
-        reporter: Where progress and warnings go.
-
-    Returns:
-        The features, and name and reason of every image that was left out.
-
-    Raises:
-        DataError: Images are broken and `strict` is set, or all of them are.
-    """
-    reporter = reporter or SilentReporter()
-    found = embedder.embed_files(images.paths, batch_size=batch_size, workers=workers, reporter=reporter)
-    if found.broken:
-        text = describe_broken(images.names, found.broken)
-        if strict or not len(found.kept):
-            raise DataError(f"{images.root}: {text}", BROKEN_HINT)
-        reporter.warning(f"{images.root}: {text} They are left out.")
-    broken = [{"name": images.names[position], "reason": reason} for position, reason in found.broken]
-    return EmbeddingFile(found.features, images.select(found.kept), embedder.about()), broken
 
 
 def fingerprint_of(model: ReidNet) -> str:
@@ -283,6 +275,7 @@ def open_embedder(
     width: int | None = None,
     resize: str | None = None,
     num_images: int = 0,
+    group: Group | None = None,
     reporter: Reporter | None = None,
 ) -> Embedder:
     """Load a network as the command line asks for it.
@@ -296,6 +289,7 @@ def open_embedder(
         width: Input width, likewise.
         resize: How images are resized; None for what the checkpoint says.
         num_images: How many images are expected; for many, ``auto`` may try which number format is faster on a CPU.
+        group: The processes that open it together: the first one's number format is that of all.
         reporter: Where messages go.
 
     Raises:
@@ -308,11 +302,13 @@ def open_embedder(
     reporter = reporter or SilentReporter()
     loaded = load_network(request, logs_dir, device, reporter)
     preprocessing = Preprocessing.of(loaded, height=height, width=width, resize=resize, reporter=reporter)
-    if num_images < _WORTH_A_TRIAL:
-        settled = resolve_precision(precision, loaded.device)
-    else:
-        settled = probe_precision(precision, loaded.model, loaded.device, preprocessing.height, preprocessing.width)
-    return Embedder(loaded, preprocessing, settled)
+
+    def settle() -> str:
+        if num_images < _WORTH_A_TRIAL:
+            return resolve_precision(precision, loaded.device)
+        return probe_precision(precision, loaded.model, loaded.device, preprocessing.height, preprocessing.width)
+
+    return Embedder(loaded, preprocessing, (group or Group()).on_main(settle))
 
 
 def load_model(

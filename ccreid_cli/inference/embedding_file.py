@@ -107,7 +107,7 @@ def _columns(images: ImageList) -> dict[str, list[str]]:
 
 def _write_npz(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> None:
     columns = {"names": content.images.names, **_columns(content.images)}
-    arrays: dict[str, Any] = {name: np.array(values, dtype=np.str_) for name, values in columns.items()}
+    arrays: dict[str, Any] = {name: np.array(list(values), dtype=np.str_) for name, values in columns.items()}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, features=content.features, **arrays, about=np.array(json.dumps(about)))
 

@@ -32,6 +32,7 @@ def score_model(
     rerank: bool,
     camera_norm: bool = False,
     tracklets: bool = False,
+    group: Group | None = None,
     reporter: Reporter,
     on_dataset: Callable[[ReidDataset], None] | None = None,
 ) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def score_model(
         rerank: Score k-reciprocal re-ranked distances.
         camera_norm: Standardise features within each camera first, by the gallery's statistics.
         tracklets: Score tracklets by the mean of their features, not images.
+        group: The processes that share the work; all get the scores.
         reporter: Where progress goes.
         on_dataset: Called with the dataset once it is read.
 
@@ -62,7 +64,8 @@ def score_model(
         DataError: The dataset is missing, broken, or cannot be scored.
         UsageError: `camera_norm` with fewer than two known cameras.
     """
-    dataset = load_dataset(dataset_name, data_dir, reporter, columns=columns, pattern=pattern)
+    group = group or Group(device=loaded.device)
+    dataset = group.on_main(lambda: load_dataset(dataset_name, data_dir, reporter, columns=columns, pattern=pattern))
     if on_dataset:
         on_dataset(dataset)
     if dataset.why_not_scored:
@@ -71,7 +74,7 @@ def score_model(
     settled = loaded.precision(precision)
     reporter.message(f"input: {prepared.height} x {prepared.width}, {prepared.resize}, {settled}")
     images = image_settings(prepared.height, prepared.width, workers, data_dir, resize=prepared.resize)
-    evaluation_set = EvaluationSet(dataset, images, Group(device=loaded.device), reporter)
+    evaluation_set = EvaluationSet(dataset, images, group, reporter)
     evaluation = evaluation_set.score(
         loaded.model,
         loaded.device,

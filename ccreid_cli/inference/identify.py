@@ -3,51 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.names import UNKNOWN, number_names
+from ccreid_cli.core.packed_texts import PackedTexts
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.side_tasks import side_task
 from ccreid_cli.core.words import plural
 from ccreid_cli.data.file_names import camera_of, of_tracker
 from ccreid_cli.data.splits import Tracks
-from ccreid_cli.inference.embedder import Embedder
 from ccreid_cli.inference.embedding_file import EmbeddingFile
 from ccreid_cli.inference.identities import Identities, Ints, name_after_known, name_by_clusters
 from ccreid_cli.inference.identity_file import IdentityRow, path_from
 from ccreid_cli.inference.image_list import ImageList
-from ccreid_cli.inference.kept_chunks import KeptChunks, embed_in_chunks
+from ccreid_cli.inference.image_parts import ListParts
 from ccreid_cli.inference.search import check_same_model
+from ccreid_cli.inference.sharded_extraction import KEPT_SIZE, Extraction, embed_in_shards
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, label_quality
 from ccreid_cli.pseudo_labels.constraints import Constraints, find_constraints
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """How images become features.
-
-    Attributes:
-        embedder: The network; None where only a feature file was given.
-        kept: Where finished chunks are kept.
-        batch_size: Images at once; None for what suits the device.
-        workers: Threads that decode.
-        strict: Whether a broken image is an error.
-    """
-
-    embedder: Embedder | None
-    kept: KeptChunks
-    batch_size: int | None = None
-    workers: int | None = None
-    strict: bool = False
+from ccreid_cli.transfer.remote import is_remote
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +108,7 @@ def identify(
     settings: ClusterSettings,
     *,
     false_match_rate: float,
-    device: torch.device,
+    group: Group,
     reporter: Reporter,
 ) -> Identities:
     """Name images.
@@ -135,7 +118,7 @@ def identify(
         known: The known images; None names by clusters alone.
         settings: Of the clusters.
         false_match_rate: See `identities.Thresholds`.
-        device: Where to compute.
+        group: The processes that cluster together, and where.
         reporter: Told when the clusters do not fit into a GPU's memory.
 
     Returns:
@@ -158,7 +141,7 @@ def identify(
             settings,
             camera_ids=cameras,
             constraints=constraints.select(rows) if constraints else None,
-            group=Group(device=device),
+            group=group,
             reporter=reporter,
         ).labels
 
@@ -192,7 +175,7 @@ def rows_of(
     confidence = [None if np.isnan(value) else float(value) for value in found.confidence]
     return [
         IdentityRow(
-            path_from(folder, file),
+            name if is_remote(name) else path_from(folder, images.root / name),
             found.names[row],
             cameras[row],
             splits[row] or "train",
@@ -200,7 +183,7 @@ def rows_of(
             bool(checked[row]),
             found.nearest[row],
         )
-        for row, file in enumerate(images.paths)
+        for row, name in enumerate(images.names)
         if gathered.asked[row]
     ]
 
@@ -219,7 +202,7 @@ def constraints_of(images: ImageList) -> Constraints | None:
     return find_constraints(images.names, cameras_of(images), images.ids or (UNKNOWN,) * len(images), tracks)
 
 
-def cameras_of(images: ImageList) -> tuple[str, ...]:
+def cameras_of(images: ImageList) -> Sequence[str]:
     """Return the camera of each image, by its file name where nothing else says it; `UNKNOWN` for none."""
     return images.cams or tuple([_camera_of(Path(name).name) for name in images.names])
 
@@ -254,25 +237,16 @@ def _joined(images: ImageList, more: ImageList) -> ImageList:
     if not len(more):
         return images
     unknown = (UNKNOWN,) * len(more)
-    ids, cams = (None if names is None else names + unknown for names in (images.ids, images.cams))
+    ids, cams = (None if names is None else (*names, *unknown) for names in (images.ids, images.cams))
     splits = None if images.splits is None else np.concatenate([images.splits, np.full(len(more), "train")])
     tracks = Tracks.join([(len(images), images.tracks), (len(more), more.tracks)])
-    return ImageList(images.root, images.names + more.names, ids, cams, splits, tracks)
+    return ImageList(images.root, PackedTexts.of(chain(images.names, more.names)), ids, cams, splits, tracks)
 
 
 def _extract(
     images: ImageList, extraction: Extraction, reporter: Reporter
 ) -> tuple[EmbeddingFile, list[dict[str, str]]]:
-    assert extraction.embedder is not None
-    return embed_in_chunks(
-        extraction.embedder,
-        images,
-        extraction.kept,
-        batch_size=extraction.batch_size,
-        workers=extraction.workers,
-        strict=extraction.strict,
-        reporter=reporter,
-    )
+    return embed_in_shards(ListParts(images, KEPT_SIZE), extraction, reporter)
 
 
 def _with_features(

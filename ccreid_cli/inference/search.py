@@ -189,7 +189,7 @@ def matches_as_json(query: str, row: int, matches: SearchResults, images: ImageL
     pairs = zip(matches.indices[row].tolist(), matches.similarities[row].tolist(), strict=True)
     for rank, (index, similarity) in enumerate(pairs, start=1):
         match = {"rank": rank, "name": images.names[index], "similarity": round(similarity, 6)}
-        match["path"] = str(images.root / images.names[index])
+        match["path"] = images.files(index, index + 1)[0]
         if images.ids is not None and images.cams is not None:
             match |= {"id": images.ids[index] or None, "camera": images.cams[index] or None}
         found.append(match)

@@ -12,7 +12,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.data.table_file import read_table
+from ccreid_cli.inference.shard_index import ShardIndex, is_feature_folder, read_whole_index, shard_file
 
 FORMAT = "ccreid-features"
 PARQUET_KEY = b"ccreid"
+FEATURE_FORMS = (".npz", ".npy", ".parquet")
 ALL = ("features", "ids", "cams", "names", "split", "about")
 """All arrays that `load_arrays` knows."""
 
@@ -53,10 +55,27 @@ _SPLIT_HINT = (
     "`ccreid extract FOLDER` takes any images; with --split (train where the folder has no splits), or of a manifest, "
     "it reads ids and cameras too."
 )
+_SHARD_HINT = "Extract the features again, with --force."
 _NPZ_HINT = (
     "Write it with numpy.savez(path, features=..., ids=..., cams=...): features is a matrix with one row per image; "
     "ids and cams, needed for scores, are one name or number per row, -1 for none."
 )
+
+
+def holds_features(path: Path) -> bool:
+    """Whether a path is that of a feature file, which need not exist, or a folder of features; else it is of images."""
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        return not _is_list(path)
+    return path.suffix.lower() in FEATURE_FORMS or is_feature_folder(path)
+
+
+def _is_list(table: Path) -> bool:
+    """Whether a table holds paths of images and no features."""
+    pq = require("pyarrow.parquet", "parquet")
+    try:
+        return not {"feature", "features"} & set(pq.read_schema(table).names)
+    except UNREADABLE:
+        return False
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,7 @@ def load_arrays(path: Path, wanted: Collection[str] = ALL, *, in_place: bool = F
     """Read the arrays of a feature file, without ever unpickling anything.
 
     Args:
-        path: An ``.npz``, ``.npy`` or ``.parquet`` file.
+        path: An ``.npz``, ``.npy`` or ``.parquet`` file, or a folder of features.
         wanted: The arrays to read if they are there.
         in_place: Whether the matrix of an ``.npy`` is mapped into memory, not read.
 
@@ -104,9 +123,10 @@ def load_arrays(path: Path, wanted: Collection[str] = ALL, *, in_place: bool = F
         UsageError: Reading the file needs a package that is missing.
         DataError: The file, or what lies beside it, is missing, empty, damaged or something else.
     """
-    if path.is_dir() or not path.exists():
-        what = "is a folder, not a feature file" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {what}.", "`ccreid extract` makes feature files: .npz, .npy or .parquet.")
+    if path.is_dir():
+        return _load_shards(path, read_whole_index(path), wanted)
+    if not path.exists():
+        raise DataError(f"{path} does not exist.", "`ccreid extract` makes feature files: .npz, .npy or .parquet.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is an empty file.", _NPZ_HINT)
     if path.suffix.lower() == ".parquet":
@@ -126,6 +146,32 @@ def load_arrays(path: Path, wanted: Collection[str] = ALL, *, in_place: bool = F
         reason = "it is something else, or a pickle" if "pickle" in str(error) else str(error)
         kind = "Parquet" if path.suffix.lower() == ".parquet" else "NumPy"
         raise DataError(f"{path} is no readable {kind} file: {reason}.", _NPZ_HINT) from error
+
+
+def _load_shards(folder: Path, index: ShardIndex, wanted: Collection[str]) -> StoredArrays:
+    """Read the arrays of all shards of a folder, one after another."""
+    assert index.rows is not None
+    stops = np.cumsum(index.rows)
+    arrays: dict[str, NDArray[Any]] = {}
+    parts: list[StoredArrays] = []
+    for number, (rows, stop) in enumerate(zip(index.rows, stops.tolist(), strict=True)):
+        part = load_arrays(shard_file(folder, number), wanted)
+        columns = {name: array for name, array in part.arrays.items() if array.ndim}
+        if any(len(array) != rows for array in columns.values()):
+            raise DataError(f"{part.path} has not the {rows:,} rows that {folder} counts.", _SHARD_HINT)
+        if "features" in wanted:
+            own = part.take("features")
+            joined = arrays.setdefault("features", np.empty((stops[-1], own.shape[1]), own.dtype))
+            if own.shape[1] != joined.shape[1]:
+                raise DataError(f"{part.path} holds features of another length.", _SHARD_HINT)
+            joined[stop - rows : stop] = own
+            del columns["features"]
+        parts.append(replace(part, arrays=columns))
+    for name in {name for part in parts for name in part.arrays}:
+        there = [part.arrays.get(name, np.full(rows, "")) for part, rows in zip(parts, index.rows, strict=True)]
+        arrays[name] = np.concatenate(there)
+    about = {name: value for name, value in parts[0].about.items() if name not in ("state", "broken", "num_images")}
+    return StoredArrays(folder, arrays, about, (), _SHARD_HINT)
 
 
 def _load_npz(path: Path, loaded: Any, wanted: Collection[str]) -> StoredArrays:

@@ -215,6 +215,40 @@ class Group:
             self._notes.add(key, 1)
         self._wait(lambda notes: notes.add(key, 0) == self.world)
 
+    def tally(self) -> Callable[[int], int]:
+        """Return a count that all ranks share: called with an amount, it adds that and returns what the count is then.
+
+        All ranks ask for their counts in the same order; to count, none waits for another. Counting raises the error of
+        a rank that failed, as an exchange does.
+        """
+        self._turns += 1
+        key, notes, own = f"tally-{self._turns}", self._notes, [0]
+
+        def count(amount: int) -> int:
+            if self.world == 1 or notes is None:
+                own[0] += amount
+                return own[0]
+            with self._exchange():
+                if notes.check([_FAILURE]):
+                    raise _failure_from(notes.get(_FAILURE))
+                return notes.add(key, amount)
+
+        return count
+
+    def share_out(self, count: int) -> Iterator[int]:
+        """Yield the pieces of `count` that this rank is to do: whoever has done one gets the next.
+
+        Args:
+            count: How many pieces there are, the same on every rank.
+        """
+        given = self.tally()
+
+        def pieces() -> Iterator[int]:
+            while (number := given(1) - 1) < count:
+                yield number
+
+        return pieces()
+
     def _wait(self, is_done: Callable[[Store], bool]) -> None:
         assert self._notes is not None
         with self._exchange():

@@ -40,21 +40,11 @@ def num_processes(
         UsageError: `gpus` contradicts `device`.
         DeviceError: There are fewer GPUs than asked for.
     """
-    if is_launched():
-        return 1
-    if device in {"cpu", "mps"} or ":" in device:
-        if gpus is not None and gpus > 1:
-            raise UsageError(f"--gpus {gpus} does not go with --device {device}.", "Leave one of them out.")
-        return 1
+    if gpus is not None or is_launched() or _names_one_processor(device):
+        return asked_processes(gpus, device)
     import torch
 
     visible = torch.cuda.device_count()
-    if gpus is not None:
-        if gpus > max(visible, 1) or (gpus > 0 and visible == 0):
-            raise DeviceError(
-                f"--gpus {gpus}: {plural(visible, 'GPU is', 'GPUs are')} visible.", "See `ccreid doctor`."
-            )
-        return gpus
     usable = max(1, min(visible, -(-batch_size // samples_per_bn)))
     if usable < visible:
         say(
@@ -62,6 +52,36 @@ def num_processes(
             f"{samples_per_bn} images that share batch-norm statistics (-b and --samples-per-bn change that)."
         )
     return usable
+
+
+def asked_processes(gpus: int | None, device: str) -> int:
+    """Return how many processes the user asks for: 1 under a launcher, and where nothing is said.
+
+    Args:
+        gpus: What the user asks for.
+        device: The requested device.
+
+    Raises:
+        UsageError: `gpus` contradicts `device`.
+        DeviceError: There are fewer GPUs than asked for.
+    """
+    if gpus is None or is_launched():
+        return 1
+    if _names_one_processor(device):
+        if gpus > 1:
+            raise UsageError(f"--gpus {gpus} does not go with --device {device}.", "Leave one of them out.")
+        return 1
+    import torch
+
+    visible = torch.cuda.device_count()
+    if gpus > max(visible, 1) or (gpus > 0 and visible == 0):
+        raise DeviceError(f"--gpus {gpus}: {plural(visible, 'GPU is', 'GPUs are')} visible.", "See `ccreid doctor`.")
+    return gpus
+
+
+def _names_one_processor(device: str) -> bool:
+    """Whether a requested device can only be one: processes cannot share out GPUs then."""
+    return device in {"cpu", "mps"} or ":" in device
 
 
 def launch(count: int) -> None:
@@ -113,7 +133,8 @@ def _raise_if_killed(codes: list[int | None]) -> None:
         rank = killed[0]
         raise DeviceError(
             f"process {rank} of {len(codes)} was killed by signal {-(codes[rank] or 0)}.",
-            "A system that is short of memory kills processes (see `dmesg`). `ccreid resume` goes on.",
+            "A system that is short of memory kills processes (see `dmesg`). `ccreid resume` goes on with a training, "
+            "the same command with an extraction.",
         )
 
 

@@ -13,8 +13,7 @@ import pytest
 import tiny
 
 from ccreid_cli.engine.checkpoint import save_checkpoint
-from ccreid_cli.inference import identify as identifying
-from ccreid_cli.inference import kept_chunks
+from ccreid_cli.inference import identify, sharded_extraction
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 
 from .conftest import Cli, Result, Trained
@@ -73,7 +72,7 @@ def test_the_runs_own_settings_count_where_no_other_are_given(
         seen.append(settings)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(identifying, "pseudo_labels", label)
+    monkeypatch.setattr(identify, "pseudo_labels", label)
     run(crops, "--eps", 0.3)
     (settings,) = seen
     assert (settings.eps, settings.k1, settings.k2, settings.min_samples) == (0.3, 4, 2, 2)
@@ -122,20 +121,18 @@ def test_new_images_are_named_after_known_ones(crops: Path, run: Cli) -> None:
 
 def test_an_interrupted_extraction_goes_on(crops: Path, run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(crops, *LABELS).out
-    monkeypatch.setattr(
-        kept_chunks.embed_in_chunks, "__kwdefaults__", {**kept_chunks.embed_in_chunks.__kwdefaults__, "chunk": 5}
-    )
-    save, saved = kept_chunks.KeptChunks.save, []
+    monkeypatch.setattr(identify, "KEPT_SIZE", 5)
+    save, saved = sharded_extraction._save, []
 
-    def dying(self: kept_chunks.KeptChunks, *arguments: object) -> None:
-        save(self, *arguments)
-        saved.append(arguments[0])
+    def dying(folder: Path, number: int, *rest: object) -> None:
+        save(folder, number, *rest)
+        saved.append(number)
         if len(saved) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(kept_chunks.KeptChunks, "save", dying)
+    monkeypatch.setattr(sharded_extraction, "_save", dying)
     assert run(crops, *LABELS, "-o", "who.csv").code == 130
-    assert len(list(Path(".who.csv.features").iterdir())) == 3 and not Path("who.csv").exists()
+    assert len(list(Path(".who.csv.features").glob("*.npz"))) == 3 and not Path("who.csv").exists()
     assert run(crops, *LABELS, "-o", "who.csv").code == 0
     assert saved == list(range(7)) and Path("who.csv").read_text() == whole
     assert not Path(".who.csv.features").exists()
@@ -145,7 +142,7 @@ def test_killed_at_any_time_it_goes_on_with_the_same_bytes(
     crops: Path, run: Cli, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By SIGKILL: while the second chunk of features is written, and while the table is written."""
-    monkeypatch.setitem(kept_chunks.embed_in_chunks.__kwdefaults__, "chunk", 16)
+    monkeypatch.setattr(identify, "KEPT_SIZE", 16)
     settings = (*LABELS, "--precision", "fp32")
     assert run(crops, *settings, "-o", "whole.csv").code == 0
     words = ["identify", crops, *settings, "-o", "who.csv", "--resume", trained.logs_dir / trained.name]

@@ -153,7 +153,7 @@ def test_a_name_that_a_form_cannot_hold_is_said_at_the_start(
 ) -> None:
     Path("crops").mkdir()
     Image.new("RGB", (16, 32)).save("crops/a\nb.png")
-    monkeypatch.setattr("ccreid_cli.inference.embedder.embed_images", fail)
+    monkeypatch.setattr("ccreid_cli.inference.sharded_extraction.embed_in_shards", fail)
     result = cli("extract", "crops", "--resume", run, "-o", "f.npy")
     assert result.code == 3 and "a\\nb.png holds a line break" in result.err
 

@@ -13,11 +13,9 @@ from PIL import Image
 
 from ccreid_cli import Embedder, load_model
 from ccreid_cli.core.errors import DataError, UsageError
-from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.engine import extraction
 from ccreid_cli.engine.checkpoint import save_checkpoint
-from ccreid_cli.inference.embedder import embed_images, fingerprint_of
-from ccreid_cli.inference.image_list import ImageList, list_folder
+from ccreid_cli.inference.embedder import fingerprint_of
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 
 HEIGHT, WIDTH, DIM = 32, 16, 8
@@ -152,20 +150,6 @@ def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, ccreid_cli; dir(ccreid_cli); print('torch' in sys.modules, 'load_model' in dir(ccreid_cli))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
-
-
-def test_embed_images_skips_or_stops(embedder: Embedder, files: list[Path], tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    (folder / "zz.jpg").write_bytes(b"junk")
-    content, broken = embed_images(embedder, list_folder(folder, SilentReporter()))
-    assert content.images.names == tuple(sorted(path.relative_to(folder).as_posix() for path in files))
-    assert len(content) == 5 and broken == [{"name": "zz.jpg", "reason": "not an image"}]
-    assert content.about["model"] == embedder.fingerprint
-    assert content.about["preprocess"] == {**embedder.preprocessing.as_json(), "precision": "fp32"}
-    with pytest.raises(DataError, match=r"1 of 6 .*zz\.jpg"):
-        embed_images(embedder, list_folder(folder, SilentReporter()), strict=True)
-    with pytest.raises(DataError, match="1 of 1"):
-        embed_images(embedder, ImageList(folder, ("zz.jpg",)))
 
 
 def test_a_picture_counts_as_it_is_shown_from_a_file_and_from_memory(embedder: Embedder, tmp_path: Path) -> None:

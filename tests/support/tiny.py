@@ -32,7 +32,7 @@ from ccreid_cli.engine import start as training
 from ccreid_cli.engine.run_folder import RunFolder
 from ccreid_cli.engine.settings import ResolvedConfig, resolve_config
 from ccreid_cli.engine.step import TrainStep
-from ccreid_cli.inference import kept_chunks
+from ccreid_cli.inference import identify
 from ccreid_cli.models.backbones import Backbone
 from ccreid_cli.models.registry import BACKBONES, BackboneRow
 from ccreid_cli.models.reid_net import ReidNet
@@ -315,7 +315,7 @@ def _fail_at_third_step() -> None:
 
 def chunks_of(images: int) -> None:
     """Let extraction be kept in chunks of so many images."""
-    _lasting.enter_context(mock.patch.dict(kept_chunks.embed_in_chunks.__kwdefaults__, chunk=images))
+    _lasting.enter_context(mock.patch.object(identify, "KEPT_SIZE", images))
 
 
 def _die_before(name: str) -> None:
