@@ -229,8 +229,7 @@ class Group:
                 own[0] += amount
                 return own[0]
             with self._exchange():
-                if notes.check([_FAILURE]):
-                    raise _failure_from(notes.get(_FAILURE))
+                self._check_others(notes)
                 return notes.add(key, amount)
 
         return count
@@ -253,11 +252,15 @@ class Group:
         assert self._notes is not None
         with self._exchange():
             while not is_done(self._notes):
-                if self._notes.check([_FAILURE]):
-                    raise _failure_from(self._notes.get(_FAILURE))
-                if self._beats and (silent := self._beats.silent()) is not None:
-                    raise _lost(silent, self.world)
+                self._check_others(self._notes)
                 time.sleep(_POLL_SECONDS)
+
+    def _check_others(self, notes: Store) -> None:
+        """Raise the error of a rank that failed, or one that names a rank that was killed."""
+        if notes.check([_FAILURE]):
+            raise _failure_from(notes.get(_FAILURE))
+        if self._beats and (silent := self._beats.silent()) is not None:
+            raise _lost(silent, self.world)
 
     def _exchange(self) -> AbstractContextManager[None]:
         return _exchange(self.rank, self.world)
