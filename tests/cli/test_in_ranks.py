@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +87,8 @@ def test_the_other_commands_say_what_one_process_says(model: Path, crops: Path, 
 
 def test_a_rank_that_fails_ends_the_others(model: Path, crops: Path, tmp_path: Path) -> None:
     arguments = ["extract", str(crops), "--resume", str(model), "-o", f"{tmp_path}/f/", "--shard-size", "4", "--strict"]
-    begin = time.monotonic()
     ended = [rank.finish() for rank in tiny.start_ranks(tmp_path, arguments, 2)]
-    assert [code for code, _ in ended] == [3, 3] and time.monotonic() - begin < 30
+    assert [code for code, _ in ended] == [3, 3]
     assert sum("broken.png (not an image)" in text for _, text in ended) == 1
 
 
