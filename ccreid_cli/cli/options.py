@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -18,6 +18,7 @@ from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.setting import SettingField
 
 OUTPUT = "Output"
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
@@ -183,43 +184,74 @@ def _without_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def bind(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command as Typer takes it: every `FromSetting` and `FromSettings` replaced by options.
+    """Return a command as Typer takes it.
 
-    The options are made anew at each call, so that they show the rows that the registries have now.
+    Every `FromSetting` and `FromSettings` becomes options, and a parameter that is a dataclass one option for each of
+    its fields. They are made anew at each call, so that they show the rows that the registries have now.
     """
     command = inspect.unwrap(command)
+    groups: dict[str, _Group] = {}
+    parameters: list[inspect.Parameter] = []
     hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, list[SettingField]] = {}
-    parameters = []
     for name, parameter in inspect.signature(command).parameters.items():
-        marks = [
-            mark for mark in getattr(hints[name], "__metadata__", ()) if isinstance(mark, FromSetting | FromSettings)
-        ]
-        annotation = hints[name]
-        for mark in marks:
-            if isinstance(mark, FromSettings):
-                groups[name] = [settings()[setting] for setting in mark.names()]
-            else:
-                annotation = _annotation(settings()[mark.name])
-        if name in groups:
-            parameters += [_parameter(field.name, _annotation(field), None) for field in groups[name]]
+        group = _group(hints[name])
+        if group:
+            groups[name] = group
+            parameters += group.parameters
         else:
-            parameters.append(_parameter(name, annotation, parameter.default))
+            parameters.append(_parameter(name, _option_of(hints[name]), parameter.default))
 
     @wraps(command)
     def bound(**given: Any) -> Any:
         for name, group in groups.items():
-            values = {field: given.pop(field.name) for field in group}
-            given[name] = {
-                field.name: not value if field.setting.inverted else value
-                for field, value in values.items()
-                if value is not None
-            }
+            given[name] = group.gathered({option.name: given.pop(option.name) for option in group.parameters})
         return command(**given)
 
     bound.__dict__["__signature__"] = inspect.Signature(parameters)
     bound.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return bound
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Several options that a command gets as one value.
+
+    Attributes:
+        parameters: The options.
+        gathered: Makes the value of what is given, by the options' names.
+    """
+
+    parameters: list[inspect.Parameter]
+    gathered: Callable[[dict[str, Any]], Any]
+
+
+def _group(hint: Any) -> _Group | None:
+    """Return the options that one parameter of a command stands for, where they are several."""
+    if is_dataclass(hint):
+        kinds = get_type_hints(hint, include_extras=True)
+        parameters = [_parameter(field.name, _option_of(kinds[field.name]), field.default) for field in fields(hint)]
+        return _Group(parameters, lambda given: hint(**given))
+    mark = _mark(hint, FromSettings)
+    if mark is None:
+        return None
+    asked = [settings()[name] for name in mark.names()]
+    inverted = {field.name: field.setting.inverted for field in asked}
+    return _Group(
+        [_parameter(field.name, _annotation(field), None) for field in asked],
+        lambda given: {
+            name: not value if inverted[name] else value for name, value in given.items() if value is not None
+        },
+    )
+
+
+def _option_of(hint: Any) -> Any:
+    """Return the annotation of one option."""
+    mark = _mark(hint, FromSetting)
+    return _annotation(settings()[mark.name]) if mark else hint
+
+
+def _mark(hint: Any, kind: type[M]) -> M | None:
+    return next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, kind)), None)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

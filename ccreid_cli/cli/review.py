@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +13,11 @@ import typer
 
 from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
-from ccreid_cli.cli.common import logs_dir_or_default
+from ccreid_cli.cli.model_use import ModelUse
 from ccreid_cli.core.config import DATA
 
 if TYPE_CHECKING:
     from ccreid_cli.core.reporter import Reporter
-    from ccreid_cli.inference.embedder import Embedder
     from ccreid_cli.review.desk import Desk
     from ccreid_cli.review.journal import Journal
 
@@ -33,7 +33,7 @@ def review(
     identities: Annotated[
         Path, typer.Argument(metavar="IDENTITIES.csv", help="Columns path and id, as `ccreid identify` writes them.")
     ],
-    resume: opt.Resume = None,
+    use: ModelUse,
     features: Annotated[
         Path | None,
         typer.Option(
@@ -52,12 +52,6 @@ def review(
         bool,
         typer.Option("--no-browser", help="Only say the address. Default: off.", rich_help_panel=SERVER),
     ] = False,
-    checkpoint: opt.Checkpoint = "last",
-    logs_dir: opt.LogsDir = None,
-    workers: opt.Workers = None,
-    batch_size: opt.ExtractBatch = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
     as_json: opt.Json = False,
     progress: opt.ProgressStyle = "auto",
 ) -> None:
@@ -68,7 +62,6 @@ def review(
 
     Example: `ccreid review identities.csv --resume logs/RUN`.
     """
-    from ccreid_cli.cli.extract import model_request
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.components import require
     from ccreid_cli.core.locks import FileLock
@@ -82,18 +75,6 @@ def review(
     path, reporter = identities.resolve(), make_reporter(progress)
     read_identities(path)  # what is wrong in it is said before it is locked
 
-    def embedder() -> Embedder:
-        from ccreid_cli.inference.embedder import open_embedder
-
-        return open_embedder(
-            model_request(resume, checkpoint, None),
-            logs_dir=logs_dir_or_default(logs_dir),
-            device=device or "auto",
-            precision=precision or "auto",
-            num_images=len(table),
-            reporter=reporter,
-        )
-
     lock = FileLock(path.with_name(path.name + ".lock"), what=str(identities))
     lock.acquire(wait=False)
     try:
@@ -103,7 +84,11 @@ def review(
                 features_from(features, table)
                 if features is not None
                 else features_of(
-                    table, embedder if resume else None, workers=workers, batch_size=batch_size, reporter=reporter
+                    table,
+                    partial(use.open, len(table), reporter) if use.resume else None,
+                    workers=use.workers,
+                    batch_size=use.batch_size,
+                    reporter=reporter,
                 )
             )
             _serve(Desk(table, journal, rows), journal, port, not no_browser, as_json, reporter)
