@@ -8,12 +8,12 @@ from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
 from ccreid_cli.cli.common import (
     data_dir_or_default,
-    logs_dir_or_default,
     named_data_dir,
     processes,
     show_dataset,
     started_processes,
 )
+from ccreid_cli.cli.model_use import ModelUse
 
 
 def register(app: typer.Typer) -> None:
@@ -22,30 +22,20 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
+    use: ModelUse,
     dataset: opt.Dataset = None,
     columns: opt.Columns = None,
     pattern: opt.Pattern = None,
-    resume: opt.Resume = None,
-    checkpoint: opt.Checkpoint = "last",
     arch: opt.Arch = None,
     weights: opt.Weights = None,
-    pooling_type: opt.Pooling = None,
     features: opt.Features = None,
     dropout: opt.Dropout = None,
     data_dir: opt.DataDir = None,
-    logs_dir: opt.LogsDir = None,
-    height: opt.Height = None,
-    width: opt.Width = None,
-    resize: opt.Resize = None,
-    workers: opt.Workers = None,
-    batch_size: opt.ExtractBatch = None,
     rerank: opt.Rerank = False,
     tracklets: opt.Tracklets = False,
     camera_norm: opt.CameraNorm = False,
     seed: opt.Seed = None,
     gpus: opt.GpusInUse = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
     as_json: opt.Json = False,
     progress: opt.ProgressStyle = "auto",
 ) -> None:
@@ -61,15 +51,15 @@ def evaluate(
     from ccreid_cli.inference.evaluate import score_model
     from ccreid_cli.inference.loading import ModelRequest, load_network
 
-    if resume is None and dataset is None:
+    if use.resume is None and dataset is None:
         raise UsageError("no dataset is named.", "Name one with -d, or a trained run with --resume.")
-    if started_processes(gpus, device):
+    if started_processes(gpus, use.device):
         return
     data_dir = named_data_dir(data_dir)
     reporter = make_reporter(progress)
-    request = ModelRequest(resume, checkpoint, arch, pooling_type, features, dropout, weights, seed or 1)
-    with processes(device) as (group, own_device):
-        loaded = load_network(request, logs_dir_or_default(logs_dir), own_device, reporter)
+    request = ModelRequest(use.resume, use.checkpoint, arch, use.pooling_type, features, dropout, weights, seed or 1)
+    with processes(use.device) as (group, own_device):
+        loaded = load_network(request, use.logs, own_device, reporter)
         trained_on = loaded.trained_on()
         if dataset is None and trained_on is None:
             raise UsageError(f"{loaded.source} does not say what it was trained on.", "Name a dataset with -d.")
@@ -84,12 +74,12 @@ def evaluate(
             str(dataset),
             data_dir=data_dir_or_default(data_dir),
             columns=columns,
-            height=height,
-            width=width,
-            resize=resize,
-            batch_size=batch_size,
-            workers=4 if workers is None else workers,
-            precision=precision or "auto",
+            height=use.height,
+            width=use.width,
+            resize=use.resize,
+            batch_size=use.batch_size,
+            workers=4 if use.workers is None else use.workers,
+            precision=use.precision or "auto",
             rerank=rerank,
             tracklets=tracklets,
             pattern=pattern,
@@ -103,5 +93,5 @@ def evaluate(
     if as_json:
         output.print_json({**result, "rerank": rerank, "camera_norm": camera_norm, "tracklets": tracklets})
         return
-    label = output.how_scored(rerank, camera_norm) + (checkpoint if resume else "untrained")
+    label = output.how_scored(rerank, camera_norm) + (use.checkpoint if use.resume else "untrained")
     output.print_evaluations(f"{loaded.source}", {label: result})

@@ -11,7 +11,7 @@ from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
 from ccreid_cli.cli.common import logs_dir_or_default, named_data_dir, refuse_existing
 from ccreid_cli.cli.completion import values as completion_values
-from ccreid_cli.cli.extract import model_request
+from ccreid_cli.cli.model_use import model_request
 from ccreid_cli.core.words import plural
 
 

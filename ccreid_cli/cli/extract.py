@@ -13,19 +13,18 @@ from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
 from ccreid_cli.cli.common import (
     data_dir_or_default,
-    logs_dir_or_default,
     place_of_shards,
     processes,
     refuse_existing,
     started_processes,
 )
 from ccreid_cli.cli.completion import values as completion_values
+from ccreid_cli.cli.model_use import ModelUse
 from ccreid_cli.core.config import DATA
 
 if TYPE_CHECKING:
     from ccreid_cli.core.reporter import Reporter
     from ccreid_cli.inference.image_parts import Parts
-    from ccreid_cli.inference.loading import ModelRequest
     from ccreid_cli.inference.sharded_extraction import Extraction
 
 Strict = Annotated[
@@ -50,7 +49,7 @@ def extract(
             autocompletion=completion_values.datasets,
         ),
     ],
-    resume: opt.Resume = None,
+    use: ModelUse,
     out: Annotated[
         str,
         typer.Option(
@@ -72,19 +71,9 @@ def extract(
     ] = None,
     force: opt.Force = False,
     strict: Strict = False,
-    checkpoint: opt.Checkpoint = "last",
-    pooling_type: opt.Pooling = None,
     columns: opt.Columns = None,
     data_dir: opt.DataDir = None,
-    logs_dir: opt.LogsDir = None,
-    height: opt.Height = None,
-    width: opt.Width = None,
-    resize: opt.Resize = None,
-    workers: opt.Workers = None,
-    batch_size: opt.ExtractBatch = None,
     gpus: opt.GpusInUse = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
     as_json: opt.Json = False,
     progress: opt.ProgressStyle = "auto",
 ) -> None:
@@ -100,7 +89,6 @@ def extract(
     """
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.errors import UsageError
-    from ccreid_cli.inference.embedder import open_embedder
     from ccreid_cli.inference.image_parts import parts_of
     from ccreid_cli.inference.shard_index import recorded_precision
     from ccreid_cli.inference.sharded_extraction import KEPT_SIZE, SHARD_SIZE, Extraction
@@ -110,10 +98,10 @@ def extract(
     if shard_size is not None and not to_folder:
         raise UsageError(f"--shard-size: {out} is one file.", "Name a folder, as in -o features/.")
     folder = target if to_folder else place_of_shards(target)
-    if started_processes(gpus, device):
+    if started_processes(gpus, use.device):
         return
     reporter = make_reporter(progress)
-    with processes(device) as (group, own_device):
+    with processes(use.device) as (group, own_device):
         group.on_main(lambda: _check_output(target, to_folder, force))
         places, usual_size = data_dir_or_default(data_dir), SHARD_SIZE if to_folder else KEPT_SIZE
         parts = group.on_main(
@@ -121,20 +109,15 @@ def extract(
         )
         if not to_folder:
             _check_names(target, parts)
-        embedder = open_embedder(
-            model_request(resume, checkpoint, pooling_type),
-            logs_dir=logs_dir_or_default(logs_dir),
+        embedder = use.open(
+            parts.num_images or len(parts) * SHARD_SIZE,
+            reporter,
             device=own_device,
-            precision=precision or (None if force and to_folder else recorded_precision(folder)) or "auto",
-            height=height,
-            width=width,
-            resize=resize,
-            num_images=parts.num_images or len(parts) * SHARD_SIZE,
+            precision=None if force and to_folder else recorded_precision(folder),
             group=group,
-            reporter=reporter,
         )
         _warn_of_space(target, 4 * parts.num_images * embedder.embedding_dim, reporter)
-        how = Extraction(embedder, folder, batch_size, workers, strict, group)
+        how = Extraction(embedder, folder, use.batch_size, use.workers, strict, group)
         start = time.perf_counter()
         count, broken = _extract(parts, how, target, to_folder, force, reporter)
         seconds = time.perf_counter() - start
@@ -219,7 +202,7 @@ def search(
             autocompletion=completion_values.datasets,
         ),
     ],
-    resume: opt.Resume = None,
+    use: ModelUse,
     top: Annotated[
         int, typer.Option("--top", "-k", min=1, help="How many matches to show.", rich_help_panel=opt.OUTPUT)
     ] = 10,
@@ -249,19 +232,9 @@ def search(
     ] = None,
     force: opt.Force = False,
     strict: Strict = False,
-    checkpoint: opt.Checkpoint = "last",
-    pooling_type: opt.Pooling = None,
     columns: opt.Columns = None,
     data_dir: opt.DataDir = None,
-    logs_dir: opt.LogsDir = None,
-    height: opt.Height = None,
-    width: opt.Width = None,
-    resize: opt.Resize = None,
-    workers: opt.Workers = None,
-    batch_size: opt.ExtractBatch = None,
     gpus: opt.GpusInUse = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
     as_json: opt.Json = False,
     progress: opt.ProgressStyle = "auto",
 ) -> None:
@@ -276,7 +249,6 @@ def search(
     from ccreid_cli.core.side_tasks import side_task
     from ccreid_cli.data.catalog import CATALOG
     from ccreid_cli.images.sheet import check_sheet
-    from ccreid_cli.inference.embedder import open_embedder
     from ccreid_cli.inference.image_parts import parts_of
     from ccreid_cli.inference.search import best_matches, matches_as_json, open_gallery, search_sheet
     from ccreid_cli.inference.search_index import check_index, open_index
@@ -285,36 +257,25 @@ def search(
     from ccreid_cli.inference.stored_arrays import holds_features
 
     check_index(index, gallery, is_features=holds_features(Path(gallery)))
-    if started_processes(gpus, device):
+    if started_processes(gpus, use.device):
         return
     if sheet:
         check_sheet(sheet)
         refuse_existing(force, sheet)
     reporter = make_reporter(progress)
-    with processes(device) as (group, own_device):
+    with processes(use.device) as (group, own_device):
         parts: Parts | None = None
         if not holds_features(Path(gallery)):
             split, places = "gallery" if gallery in CATALOG else None, data_dir_or_default(data_dir)
             parts = group.on_main(
                 lambda: parts_of([gallery], split, places, reporter, usual_size=KEPT_SIZE, columns=columns)
             )
-        embedder = open_embedder(
-            model_request(resume, checkpoint, pooling_type),
-            logs_dir=logs_dir_or_default(logs_dir),
-            device=own_device,
-            precision=precision or "auto",
-            height=height,
-            width=width,
-            resize=resize,
-            num_images=parts.num_images if parts else 0,
-            group=group,
-            reporter=reporter,
-        )
-        query_features = group.on_main(lambda: embedder.embed(queries, batch_size=batch_size))
+        embedder = use.open(parts.num_images if parts else 0, reporter, device=own_device, group=group)
+        query_features = group.on_main(lambda: embedder.embed(queries, batch_size=use.batch_size))
         if parts is not None:
             # Alone, nothing need be kept: what is found is shown, and gone.
             folder = place_of_shards(None, "search") if group.world > 1 else None
-            how = Extraction(embedder, folder, batch_size, workers, strict, group)
+            how = Extraction(embedder, folder, use.batch_size, use.workers, strict, group)
             content, _ = embed_in_shards(parts, how, reporter, everywhere=False)
             if folder and group.is_main:
                 remove_shards(folder)
@@ -346,22 +307,6 @@ def search(
         with side_task(f"the contact sheet {sheet} was not drawn", reporter):
             search_sheet(found, sheet, reporter=reporter)
             reporter.message(f"contact sheet: {sheet}")
-
-
-def model_request(resume: str | None, checkpoint: str, pooling_type: str | None) -> ModelRequest:
-    """Return which network the command line means.
-
-    Raises:
-        UsageError: None is named.
-    """
-    from ccreid_cli.core.errors import UsageError
-    from ccreid_cli.inference.loading import ModelRequest
-
-    if resume is None:
-        raise UsageError(
-            "no trained model is named.", "Name a run or a checkpoint with --resume; see `ccreid runs list`."
-        )
-    return ModelRequest(resume, checkpoint, pooling_type=pooling_type)
 
 
 def _show(found: Sequence[Mapping[str, Any]]) -> None:

@@ -12,14 +12,14 @@ from ccreid_cli.cli import options as opt
 from ccreid_cli.cli import output
 from ccreid_cli.cli.common import (
     data_dir_or_default,
-    logs_dir_or_default,
     place_of_shards,
     processes,
     refuse_existing,
     started_processes,
 )
 from ccreid_cli.cli.completion import values as completion_values
-from ccreid_cli.cli.extract import Strict, model_request
+from ccreid_cli.cli.extract import Strict
+from ccreid_cli.cli.model_use import ModelUse
 from ccreid_cli.core.config import DATA, LABELS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def identify(
             autocompletion=completion_values.datasets,
         ),
     ],
-    resume: opt.Resume = None,
+    use: ModelUse,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -96,19 +96,10 @@ def identify(
     ] = None,
     force: opt.Force = False,
     strict: Strict = False,
-    checkpoint: opt.Checkpoint = "last",
-    pooling_type: opt.Pooling = None,
     columns: opt.Columns = None,
     pattern: opt.Pattern = None,
     data_dir: opt.DataDir = None,
-    logs_dir: opt.LogsDir = None,
-    height: opt.Height = None,
-    width: opt.Width = None,
-    workers: opt.Workers = None,
-    batch_size: opt.ExtractBatch = None,
     gpus: opt.GpusInUse = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
     as_json: opt.Json = False,
     progress: opt.ProgressStyle = "auto",
 ) -> None:
@@ -126,7 +117,6 @@ def identify(
     from ccreid_cli.core.errors import UsageError
     from ccreid_cli.core.files import write_or_keep
     from ccreid_cli.engine.settings import label_settings
-    from ccreid_cli.inference.embedder import open_embedder
     from ccreid_cli.inference.embedding_file import read_embeddings
     from ccreid_cli.inference.identify import gather, quality_of, rows_of
     from ccreid_cli.inference.identify import identify as identify_images
@@ -149,7 +139,7 @@ def identify(
         raise UsageError("--symlink and --copy exclude each other.", "Give one of them, or none for hard links.")
     if (symlink or copy) and folders is None:
         raise UsageError("--symlink and --copy are for --folders.", "Name a folder with --folders.")
-    if started_processes(gpus, device):
+    if started_processes(gpus, use.device):
         return
     reporter = make_reporter(progress)
     places = data_dir_or_default(data_dir)
@@ -166,7 +156,7 @@ def identify(
     def list_images() -> ImageList:
         return list_sources(sources, split, places, reporter, columns=columns, pattern=pattern)
 
-    with processes(device) as (group, own_device):
+    with processes(use.device) as (group, own_device):
         group.on_main(check_results)
         source = read_embeddings(Path(sources[0])) if is_features else group.on_main(list_images)
         images = source if isinstance(source, ImageList) else source.images
@@ -175,22 +165,18 @@ def identify(
         known_images = group.on_main(lambda: _known(known, places, reporter))
         kept = place_of_shards(out or folders, "identify")
         embedder = None
-        if resume is not None or not is_features:
-            embedder = open_embedder(
-                model_request(resume, checkpoint, pooling_type),
-                logs_dir=logs_dir_or_default(logs_dir),
+        if use.resume is not None or not is_features:
+            embedder = use.open(
+                0 if is_features else len(images),
+                reporter,
                 device=own_device,
-                precision=precision or recorded_precision(kept) or "auto",
-                height=height,
-                width=width,
-                num_images=0 if is_features else len(images),
+                precision=recorded_precision(kept),
                 group=group,
-                reporter=reporter,
             )
         config = label_settings(embedder.loaded.settings() if embedder else {}, settings)
-        extraction = Extraction(embedder, kept, batch_size, workers, strict, group)
+        extraction = Extraction(embedder, kept, use.batch_size, use.workers, strict, group)
         gathered = gather(source, known_images, extraction, Path(sources[0]), reporter)
-        own = embedder.device if embedder else resolve_device(device or "auto").device
+        own = embedder.device if embedder else resolve_device(use.device or "auto").device
         found = identify_images(
             gathered,
             known_images,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ccreid_cli.core.reporter import Reporter
     from ccreid_cli.inference.embedder import Embedder
     from ccreid_cli.inference.loading import ModelRequest
+    from ccreid_cli.machine.distributed import Group
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,23 @@ class ModelUse:
         """The folder of the runs."""
         return logs_dir_or_default(self.logs_dir)
 
-    def open(self, num_images: int, reporter: Reporter, *, precision: str | None = None) -> Embedder:
+    def open(
+        self,
+        num_images: int,
+        reporter: Reporter,
+        *,
+        device: str | None = None,
+        precision: str | None = None,
+        group: Group | None = None,
+    ) -> Embedder:
         """Load the model that the command line names.
 
         Args:
             num_images: How many images it will see.
             reporter: Where messages go.
+            device: The device, in place of the one that is typed.
             precision: The number format where none is typed.
+            group: The processes that open it together.
 
         Raises:
             UsageError: None is named, or an option contradicts it.
@@ -54,12 +65,13 @@ class ModelUse:
         return open_embedder(
             model_request(self.resume, self.checkpoint, self.pooling_type),
             logs_dir=self.logs,
-            device=self.device or "auto",
+            device=device or self.device or "auto",
             precision=self.precision or precision or "auto",
             height=self.height,
             width=self.width,
             resize=self.resize,
             num_images=num_images,
+            group=group,
             reporter=reporter,
         )
 

@@ -227,7 +227,7 @@ class _Group:
 
 def _group(hint: Any) -> _Group | None:
     """Return the options that one parameter of a command stands for, where they are several."""
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         kinds = get_type_hints(hint, include_extras=True)
         parameters = [_parameter(field.name, _option_of(kinds[field.name]), field.default) for field in fields(hint)]
         return _Group(parameters, lambda given: hint(**given))
