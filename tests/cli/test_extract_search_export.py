@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from ccreid_cli.cli import export, extract, features
+from ccreid_cli.cli.options import bind_all
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.engine.checkpoint import save_checkpoint
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
@@ -52,6 +53,7 @@ def call(*arguments: object) -> Result:
     app = typer.Typer()
     for module in (extract, export, features):
         module.register(app)
+    bind_all(app)
     style = () if arguments[0] == "score" else ("--progress", "none")
     result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *style)])
     if result.exception and not isinstance(result.exception, SystemExit):
