@@ -22,16 +22,12 @@ ASSUMPTIONS = (
     "exchanges run at the bandwidth given, one direction at a time, and never overlap with computing",
     "the batch holds at least one batch-norm chunk per GPU, and grows with the GPUs where it does not",
     "an epoch draws each image as often as the recipe does on its own dataset",
-    "features, sparse rows and their search are held whole by every GPU; decoded images are sharded by rank",
-    "DBSCAN runs in one process",
+    "features are held whole by every GPU; neighbours, sparse rows and decoded images are split over them",
+    "rows are in random order",
 )
 
 _ENTRY = 8
 """Bytes of an entry of a sparse row: column and value, int32."""
-_SEARCH_ENTRY = 48
-"""Bytes of an entry of `OverlapSearch`: five int64 and two int32."""
-_PAIR = 12
-"""Bytes of a near pair: two int32 and a float32."""
 _ADAM = 16
 """Bytes of a parameter: weight, gradient and Adam's two moments, float32."""
 
@@ -71,9 +67,10 @@ class Workload:
         height: Rows of an image.
         width: Columns of an image.
         k1: Neighbours per image.
+        k2: Neighbours that weights are averaged over.
+        reciprocal: Members of a k-reciprocal set, on average.
         expanded: Members of an expanded k-reciprocal set, on average (real features of a first epoch: 13 to 20).
         averaged: Members after averaging over k2 neighbours (real features of a first epoch: 85).
-        pairs: Pairs per image nearer than eps (0.3 in a first epoch, 8 with an identity of 17 images found whole).
         bandwidth: Bytes per second that a process sends and receives.
     """
 
@@ -86,9 +83,10 @@ class Workload:
     height: int = 256
     width: int = 128
     k1: int = 30
+    k2: int = 6
+    reciprocal: float = 10.0
     expanded: float = 20.0
     averaged: float = 85.0
-    pairs: float = 8.0
     bandwidth: float = 50e9
 
     def __post_init__(self) -> None:
@@ -120,42 +118,53 @@ def bytes_per_step(work: Workload) -> dict[str, float]:
 
 
 def bytes_per_epoch(work: Workload) -> dict[str, float]:
-    """Count the bytes that a process receives once an epoch.
+    """Count the bytes that a process receives once an epoch: the features, and what labels need beside them.
 
-    All are all-gathers of evenly split rows, so (W-1)/W of the whole:
-
-    - features: N·4D;
-    - neighbours: N·4·k1 (row numbers; the similarities stay with their process);
-    - sparse rows: N·8·(expanded + averaged), and 8N of lengths for either;
-    - near pairs: N·12·pairs;
-    - labels: 8N, from rank 0 to all.
+    Features are all-gathered, (W-1)/W·N·4D, since more than the labels needs them.
     """
-    rows = work.num_images * work.others
-    return {
-        "features": rows * 4 * work.dim,
-        "neighbours": rows * 4 * work.k1,
-        "sparse rows": rows * (_ENTRY * (work.expanded + work.averaged) + 2 * 8),
-        "near pairs": rows * _PAIR * work.pairs,
-        "labels": 8.0 * work.num_images if work.gpus > 1 else 0.0,
+    return {"features": work.others * work.num_images * 4 * work.dim, **bytes_of_labels(work)}
+
+
+def bytes_of_labels(work: Workload, *, features_are_split: bool = False) -> dict[str, float]:
+    """Count the bytes that a process receives for labels.
+
+    - features, only where each process has its share of them alone: all rows pass by twice, 2·(W-1)/W·N·4D;
+    - neighbours: those of its rows that others have among their own, (W-1)/W·N/W·8·k1;
+    - sets: of the distinct rows among `reciprocal` of each of its N/W rows, 4·(k1/2 + 1) bytes and a request of 4;
+    - sparse rows: of the distinct rows among k2 of each, 8·expanded bytes, a length and a request; then, to compare
+      them, those of half of the others, W/2·N/W·(8·averaged + 8);
+    - labels: five sums or minima over 8N bytes, each 2·(W-1)/W of them: how common each column is, neighbours of each
+      image, two rounds of components, images at the border.
+
+    Rows are taken to be in random order: of N rows, N/W·d asked for at random find N·(1 - exp(-d/W)) distinct ones.
+    """
+    rows, share = work.num_images * work.others, work.num_images / work.gpus
+    half = round(work.k1 / 2) + 1
+    sets, averaged = (1 - math.exp(-count / work.gpus) for count in (work.reciprocal, work.k2 - 1))
+    counted = {
+        "features passing": 2 * rows * 4 * work.dim if features_are_split else 0.0,
+        "neighbours": share * work.others * 8 * work.k1,
+        "sets": rows * sets * (4 * half + 4),
+        "sparse rows": rows * averaged * (_ENTRY * work.expanded + 8)
+        + work.gpus // 2 * share * (_ENTRY * work.averaged + 8),
+        "labels": 5 * 2 * rows * 8,
     }
+    return {name: value for name, value in counted.items() if value or name != "features passing"}
 
 
 def memory_per_gpu(work: Workload, rates: Rates) -> dict[str, float]:
     """Count the bytes that a process holds at its worst moments.
 
-    - labelling: features (N·4D), their copy for the search (N·2(D + 2), 16 bit), neighbours (N·4·k1), averaged sparse
-      rows (N·8·averaged) and the search for overlaps over them (48 bytes an entry, were none cut off);
+    - labelling: features (N·4D), and of its share, N/W rows: neighbours (16·k1) and averaged sparse rows, with the
+      room to put them together (12·averaged); a table of 16 rows over all columns (64N) and 40N of counts and labels;
     - steps: the network and Adam (16P) and what a step of B/W images needs, as measured;
     - store: its shard of the decoded images (N/W·3HW), in the machine's memory or on its disk.
     """
-    rows = work.num_images
-    features = rows * 4 * work.dim
-    search = rows * 2 * (work.dim + 2)
-    sparse = rows * (4 * work.k1 + (_ENTRY + _SEARCH_ENTRY) * work.averaged)
+    rows, share = work.num_images, work.num_images / work.gpus
     return {
-        "labelling": features + search + sparse,
+        "labelling": rows * (4 * work.dim + 104) + share * (16 * work.k1 + 12 * work.averaged),
         "steps": _ADAM * work.parameters + rates.step_bytes * work.batch_size / work.gpus,
-        "store": rows / work.gpus * 3 * work.height * work.width,
+        "store": share * 3 * work.height * work.width,
     }
 
 
@@ -165,7 +174,7 @@ def seconds_per_epoch(work: Workload, rates: Rates) -> dict[str, float]:
     - extract: N / (W·rate);
     - neighbours: 2·N²·D / (W·rate): the one stage that grows with N²;
     - jaccard: N / (W·rate);
-    - clustering: N / rate, in one process;
+    - clustering: N / rate: its arrays are as long in every process;
     - train: iters·B / (W·rate);
     - exchange: the bytes of an epoch and of all its steps / bandwidth.
     """
@@ -278,6 +287,7 @@ def plan_recipe(
             height=config.height,
             width=config.width,
             k1=config.k1,
+            k2=config.k2,
             bandwidth=bandwidth,
         )
         scaled = scale_batch(work, samples_per_bn=config.samples_per_bn, draws_per_image=draws)

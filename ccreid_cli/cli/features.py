@@ -51,7 +51,8 @@ def cluster_features(
     """Give pseudo-labels to any feature matrix: k-reciprocal Jaccard distance, then DBSCAN or Infomap.
 
     Rows are L2-normalised first. Examples: `ccreid cluster features.npz --eps 0.6 -o labels.npz`, `ccreid cluster
-    features.npz --eps auto` (shows what each eps gives).
+    features.npz --eps auto` (shows what each eps gives). Under torchrun each process reads and holds its share of the
+    rows alone; the labels are the same.
     """
     from ccreid_cli.cli.progress import make_reporter
     from ccreid_cli.core.config import validate
@@ -61,9 +62,11 @@ def cluster_features(
     from ccreid_cli.core.side_tasks import side_task
     from ccreid_cli.core.words import plural
     from ccreid_cli.engine.settings import brought_along, check_names
-    from ccreid_cli.inference.feature_file import check_labels_form, normalize_rows, read_features, write_labels
+    from ccreid_cli.inference.feature_file import check_labels_form, names_of_rows, write_labels
+    from ccreid_cli.inference.feature_rows import count_rows, read_unit_rows
+    from ccreid_cli.inference.stored_arrays import load_arrays
     from ccreid_cli.machine.device import resolve_device
-    from ccreid_cli.machine.distributed import Group
+    from ccreid_cli.machine.distributed import process_group
     from ccreid_cli.pseudo_labels.clustering import ClusterSettings, label_quality
     from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
@@ -74,16 +77,18 @@ def cluster_features(
             raise UsageError(f"-o {out} would replace the features by their labels.", "Choose another name.")
     config = validate({**brought_along("cluster", settings.get("cluster", "dbscan")), **settings}, "settings")
     check_names(config)
-    arrays = read_features(file, need_ids=False)
     choice = resolve_device(device or "auto")
-    start = time.perf_counter()
-    reporter = make_reporter(progress)
-    found = pseudo_labels(
-        normalize_rows(arrays.features),
-        ClusterSettings.of(config),
-        group=Group(device=choice.device),
-        reporter=reporter,
-    )
+    with process_group(choice.device) as group:
+        reporter = make_reporter(progress)
+        total = count_rows(file)
+        named = load_arrays(file, ("ids",), in_place=True)
+        ids = names_of_rows(named, "ids", total) if "ids" in named.arrays and group.is_main else None
+        rows = read_unit_rows(file, *group.bounds(total))
+        start = time.perf_counter()
+        found = pseudo_labels(rows, ClusterSettings.of(config), total=total, group=group, reporter=reporter)
+        del rows
+    if not group.is_main:
+        return
     reporter.message(
         f"{config.cluster}: {plural(found.num_clusters, 'cluster')}, "
         f"{found.num_outliers:,} of {len(found.labels):,} images in none"
@@ -102,9 +107,9 @@ def cluster_features(
         "seconds": round(seconds, 3),
     }
     quality: dict[str, float] = {}
-    if arrays.ids is not None:
+    if ids is not None:
         with side_task("the labels were not compared with `ids`", reporter):
-            quality = label_quality(found.labels, *number_names(arrays.ids))
+            quality = label_quality(found.labels, *number_names(ids))
     if as_json:
         where = None if out is None else str(out)
         output.print_json(

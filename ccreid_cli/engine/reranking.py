@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from ccreid_cli.machine.device import exact_product, one_thread
-from ccreid_cli.machine.distributed import Group
 from ccreid_cli.pseudo_labels.jaccard import reciprocal_weights
-from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable, shared_neighbors
+from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
 from ccreid_cli.pseudo_labels.overlap import OverlapSums
 
 
@@ -41,24 +40,23 @@ def rerank_blocks(
     Yields:
         Distances of the next queries, (n, G) float32.
     """
-    num_queries, total = len(query_features), len(query_features) + len(gallery_features)
+    num_queries = len(query_features)
     if num_queries == 0:
         return
     rows = torch.cat([torch.as_tensor(part).float() for part in (query_features, gallery_features)])
     table = FeatureTable(rows, device)
-    alone = Group()
-    similarities, indices = shared_neighbors(table, k1 + 1, alone)
-    largest = _squared_distance(table.farthest(0, total)).clamp_min(torch.finfo(torch.float64).tiny)
+    similarities, indices = table.nearest(k1 + 1)
+    largest = _squared_distance(table.farthest()).clamp_min(torch.finfo(torch.float64).tiny)
 
     def affinity(owners: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
         return -_squared_distance(cosines) / largest[owners]
 
     with one_thread():
-        weights, scale = reciprocal_weights(table, similarities, indices, k1, k2, alone, affinity)
+        weights, scale = reciprocal_weights(table, similarities, indices, k1, k2, affinity)
     sums = OverlapSums(weights, scale)
-    gallery = table.rows[num_queries:].T
+    gallery = table.own[num_queries:].T
     for first, last in sums.blocks(0, num_queries):
-        original = _squared_distance(exact_product(table.rows[first:last], gallery)) / largest[first:last, None]
+        original = _squared_distance(exact_product(table.own[first:last], gallery)) / largest[first:last, None]
         with one_thread():
             jaccard = sums.distances(first, last)[:, num_queries:]
         yield (jaccard * (1 - lambda_value) + original * lambda_value).float().cpu().numpy()

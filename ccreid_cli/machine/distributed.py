@@ -1,6 +1,6 @@
 """Many processes that behave like one.
 
-Every rank holds the whole feature matrix, labels and memory; the work of making them is split, the result is not.
+Every rank holds the labels and, in training, all features and the memory; the work of making them is split.
 An error of one rank becomes the error of all: the failing rank writes it to the key-value store before it closes
 its connections, and the others, whose next exchange then breaks, read it there.
 """
@@ -157,6 +157,29 @@ class Group:
 
         return wait
 
+    def pass_on(self, rows: torch.Tensor, coming: torch.Tensor) -> list[dist.Work]:
+        """Begin to send rows to the process before this one, and to receive from the one after it.
+
+        Args:
+            rows: To send; unchanged until all is done. Nothing is sent where there are none.
+            coming: Where those of the next process go; likewise.
+
+        Returns:
+            What `finish` waits for.
+        """
+        before, after = (self.rank - 1) % self.world, (self.rank + 1) % self.world
+        parts = [(dist.isend, rows.contiguous(), before), (dist.irecv, coming, after)]
+        operations = [dist.P2POp(what, part, peer) for what, part, peer in parts if len(part)]
+        with self._exchange():
+            works: list[dist.Work] = dist.batch_isend_irecv(operations) if operations else []
+        return works
+
+    def finish(self, works: Sequence[dist.Work]) -> None:
+        """Wait for exchanges that were begun."""
+        with self._exchange():
+            for work in works:
+                work.wait()
+
     def on_main(self, action: Callable[[], T]) -> T:
         """Let rank 0 do something, however long it takes, while the others wait.
 
@@ -203,6 +226,13 @@ class Group:
         if self.world > 1:
             with self._exchange():
                 dist.all_reduce(tensor)
+        return tensor
+
+    def minimum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replace `tensor` in place by its smallest over ranks, place by place, and return it."""
+        if self.world > 1:
+            with self._exchange():
+                dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
         return tensor
 
     def barrier(self) -> None:

@@ -76,6 +76,7 @@ class ApproximateTable(FeatureTable):
         recall: Share of the neighbours that is to be found.
         k: Of how many neighbours.
         counts: As for `FeatureTable`.
+        group: As for `FeatureTable`.
         like: A table of which these are some rows: its centroids and number of cells are taken.
     """
 
@@ -88,8 +89,9 @@ class ApproximateTable(FeatureTable):
         *,
         counts: NDArray[np.int64] | None = None,
         like: ApproximateTable | None = None,
+        group: Group | None = None,
     ) -> None:
-        super().__init__(features, device, counts=counts)
+        super().__init__(features, device, group=group, counts=counts)
         rows = features.to(self.device, torch.float32)
         num_cells = max(1, round(_CELLS_PER_ROOT * math.sqrt(len(rows))))
         self.cells: Cells = Cells(rows, like.cells.centroids if like else find_centroids(rows, num_cells))
@@ -97,18 +99,20 @@ class ApproximateTable(FeatureTable):
         self.recall: float
         self.num_near, self.recall = (like.num_near, like.recall) if like else self._choose(recall, min(k, len(rows)))
 
-    def nearest(self, k: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def nearest(self, k: int, start: int | None = None, stop: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """As `FeatureTable.nearest`, but some neighbours may be missed: then the next most similar are in their place.
 
         Args:
             k: How many; at most N are given.
-            start: First row.
-            stop: One past the last row.
+            start: As for `FeatureTable.nearest`.
+            stop: Likewise.
 
         Returns:
             Similarities (n, k) float32, exact for the rows found, and row numbers (n, k) int32.
         """
-        queries = torch.arange(start, stop, device=self.device)
+        first = self.start if start is None else start
+        last = self.start + len(self.own) if stop is None else stop
+        queries = torch.arange(first, last, device=self.device)
         return self.cells.nearest(queries, self.num_near, min(k, len(self)))
 
     def _choose(self, wanted: float, k: int) -> tuple[int, float]:

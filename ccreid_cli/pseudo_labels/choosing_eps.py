@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from ccreid_cli.pseudo_labels.density import dbscan
+from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs
+from ccreid_cli.pseudo_labels.overlap import Pairs
 
 EPS_VALUES = tuple(n / 1000 for n in range(300, 801, 25))
 """The values that are tried: 0.3, 0.325 and so on to 0.8."""
@@ -70,17 +72,18 @@ class EpsChoice:
         return {"eps": self.eps, "why": self.why(), "trials": [asdict(trial) for trial in self.trials]}
 
 
-def choose_eps(graph: sparse.csr_matrix, min_samples: int, counts: NDArray[np.int64] | None = None) -> EpsChoice:
+def choose_eps(pairs: Pairs, total: int, min_samples: int, counts: NDArray[np.int64] | None = None) -> EpsChoice:
     """Try every value and choose the one with the best score; of equal ones the smallest.
 
     Args:
-        graph: (N, N) symmetric distances, float32, all that are at most the largest of `EPS_VALUES`.
+        pairs: All whose distance is at most the largest of `EPS_VALUES`.
+        total: How many rows there are, N.
         min_samples: As for `dbscan`.
         counts: Likewise. A row of several images counts once in the silhouette.
     """
-    similarities = _similarities(graph)
-    images = np.ones(graph.shape[0], dtype=np.int64) if counts is None else counts
-    found = [dbscan(graph, eps, min_samples, images) for eps in EPS_VALUES]
+    similarities = _similarities(graph_from_pairs(pairs, total))
+    images = np.ones(total, dtype=np.int64) if counts is None else counts
+    found = [dbscan(pairs, total, eps, min_samples, images) for eps in EPS_VALUES]
     silhouettes = [_mean_silhouette(similarities, labels) for labels in found]
     trials = tuple(
         EpsTrial(eps, int(labels.max(initial=-1)) + 1, int(images[labels < 0].sum()), silhouette, score)

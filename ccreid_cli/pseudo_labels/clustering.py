@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
@@ -15,11 +16,13 @@ from sklearn.metrics.cluster import contingency_matrix
 from ccreid_cli.core.components import require
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.ring import send_to_main
 from ccreid_cli.machine.stopwatch import Stopwatch
 from ccreid_cli.pseudo_labels.choosing_eps import EPS_VALUES, EpsChoice, choose_eps
 from ccreid_cli.pseudo_labels.density import dbscan
-from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs
-from ccreid_cli.pseudo_labels.neighbors import FeatureTable, shared_neighbors
+from ccreid_cli.pseudo_labels.jaccard import near_pairs
+from ccreid_cli.pseudo_labels.neighbors import FeatureTable
+from ccreid_cli.pseudo_labels.overlap import Pairs
 
 
 @dataclass(frozen=True)
@@ -72,40 +75,40 @@ class Clustering:
 Clusterer = Callable[[FeatureTable, ClusterSettings, Group, Stopwatch], Clustering]
 """Gives each row of a table a label.
 
-It runs in every process of the group with the same table and gives the same labels in each. It may split the rows over
-the processes (`Group.bounds`, `Group.gather_rows`) and leave the rest to the first (`Group.on_main`); in a group of one
-these do nothing. The stopwatch takes the seconds of its stages.
+It runs in every process of the group and gives the same labels of all rows in each. A process works on its share of
+the rows (`FeatureTable.nearest`); it may collect what it found in the first process (`ring.send_to_main`) and leave the
+rest to that one (`Group.on_main`); in a group of one these do nothing. The stopwatch takes the seconds of its stages.
 """
 
 
 def cluster_by_dbscan(table: FeatureTable, settings: ClusterSettings, group: Group, watch: Stopwatch) -> Clustering:
     """DBSCAN on the k-reciprocal Jaccard distance (Cluster Contrast, section 3.1)."""
     with watch.stage("neighbors"):
-        similarities, indices = shared_neighbors(table, settings.k1, group)
+        similarities, indices = table.nearest(settings.k1)
     with watch.stage("jaccard"):
         farthest = EPS_VALUES[-1] if settings.eps == "auto" else settings.eps
-        pairs = near_pairs(table, similarities, indices, settings.k1, settings.k2, group, farthest)
-
-    def cluster() -> Clustering:
-        graph = graph_from_pairs(pairs, len(table))
-        if settings.eps != "auto":
-            return Clustering(dbscan(graph, settings.eps, settings.min_samples, table.counts))
-        choice = choose_eps(graph, settings.min_samples, table.counts)
-        return Clustering(dbscan(graph, choice.eps, settings.min_samples, table.counts), choice)
-
+        pairs = near_pairs(table, similarities, indices, settings.k1, settings.k2, farthest)
+    del similarities, indices
     with watch.stage("clustering"):
-        return group.on_main(cluster)
+        if settings.eps != "auto":
+            return Clustering(dbscan(pairs, len(table), settings.eps, settings.min_samples, table.counts, group))
+        gathered = Pairs(*(_on_main(group, part) for part in (pairs.rows, pairs.columns, pairs.distances)))
+        choice = group.on_main(lambda: choose_eps(gathered, len(table), settings.min_samples, table.counts))
+        labels = dbscan(pairs, len(table), choice.eps, settings.min_samples, table.counts, group)
+        return Clustering(labels, choice)
+
+
+def _on_main(group: Group, rows: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(send_to_main(group, torch.from_numpy(rows)).cpu().numpy())
 
 
 def cluster_by_infomap(table: FeatureTable, settings: ClusterSettings, group: Group, watch: Stopwatch) -> Clustering:
     """Infomap on the cosine neighbour graph (the second label method of Cluster Contrast's November 2021 version)."""
     assert settings.eps != "auto"
     with watch.stage("neighbors"):
-        own, indices = shared_neighbors(table, settings.k1, group)
-        similarities = group.gather_rows(own)
+        similarities, indices = (send_to_main(group, part).cpu().numpy() for part in table.nearest(settings.k1))
     with watch.stage("clustering"):
-        links = similarities.cpu().numpy(), indices.cpu().numpy()
-        return Clustering(group.on_main(partial(infomap, *links, settings.eps, settings.k2)))
+        return Clustering(group.on_main(partial(infomap, similarities, indices, settings.eps, settings.k2)))
 
 
 def infomap(

@@ -214,8 +214,8 @@ def _conflicts(labels: Ints, constraints: Constraints) -> Ints:
 
 def _pieces(table: FeatureTable, members: Ints, constraints: Constraints, k: int) -> Ints:
     """Number the pieces of one cluster, (M,), from 0."""
-    inside = FeatureTable(table.rows[torch.from_numpy(members).to(table.device)], table.device)
-    similarities, indices = (part.cpu().numpy() for part in inside.nearest(k, 0, len(members)))
+    inside = FeatureTable(table.take(members), table.device)
+    similarities, indices = (part.cpu().numpy() for part in inside.nearest(k))
     owners = np.repeat(np.arange(len(members)), indices.shape[1])
     left, right = np.minimum(owners, indices.ravel()), np.maximum(owners, indices.ravel())
     order = np.lexsort((right, left, -similarities.ravel()))

@@ -1,15 +1,14 @@
 """k-reciprocal Jaccard distance between all images, sparse: memory grows with N·k, never with N².
 
 Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017 (sections 3.2 to 3.4), as
-Cluster Contrast uses it. Three steps, each of which works on a range of rows, so that several processes can share them:
+Cluster Contrast uses it. Three steps, in each of which a process works on its share of the rows:
 
 1. `expansion_weights`: the expanded k-reciprocal set of each image, with weights that sum to one;
 2. `average_weights`: the mean of these weights over the first k2 neighbours;
 3. `overlap.OverlapSearch.pairs`: 1 - m/(2 - m) with m = Σ min(V_i, V_j), for the pairs i < j that are close enough.
 
-Steps 2 and 3 need the rows of all processes from the step before; `reciprocal_weights` does 1 and 2, `near_pairs` all
-three, in one process or many. Weights are whole numbers of 1/scale (fixed point), so that every sum is exact, whatever
-its order.
+What they need of the rows of other processes they ask for; `reciprocal_weights` does 1 and 2, `near_pairs` all three.
+Weights are whole numbers of 1/scale (fixed point), so that every sum is exact, whatever its order.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 
 from ccreid_cli.machine.device import one_thread
-from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.ring import Requests, exchange_counts
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.overlap import OverlapSearch, Pairs
-from ccreid_cli.pseudo_labels.sparse_rows import Scratch, SparseRows, concatenate, from_sorted_keys, gather
+from ccreid_cli.pseudo_labels.sparse_rows import Scratch, SparseRows, concatenate, distinct_numbers, from_sorted_keys
 
 Affinity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -47,25 +45,62 @@ def weight_unit(k2: int) -> int:
     return _UNIT // max(1, k2)
 
 
-def reciprocal_mask(indices: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """Which neighbours of the rows [start, stop) have the row among their own neighbours.
+def reciprocal_neighbors(table: FeatureTable, indices: torch.Tensor, half: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which neighbours of this process's rows have the row among their own neighbours.
 
     Args:
-        indices: Neighbours of all rows, (N, k) int32, all k of them counted.
-        start: First row.
-        stop: One past the last row.
+        table: All rows.
+        indices: Neighbours of this process's rows, (n, k) int32.
+        half: How many of the first neighbours make up the half-size sets.
 
     Returns:
-        (stop - start, k) bool.
+        (n, k) bool among all k neighbours, and (n, half) bool among the first `half`, of both.
     """
-    k = indices.shape[1]
-    mask = torch.empty((stop - start, k), dtype=torch.bool, device=indices.device)
+    near = indices[:, :half]
+    whole, first = _edges_of_others(table, indices, half)
+    return _mutual(indices, table.start, whole, len(table)), _mutual(near, table.start, first, len(table))
+
+
+def _edges_of_others(table: FeatureTable, indices: torch.Tensor, half: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Learn which rows of other processes have rows of this one among their neighbours, and among the first `half`.
+
+    Returns:
+        Ascending keys row·N + row of another process, (P,) int64 each; rows are counted from this process's first.
+    """
+    group, total = table.group, len(table)
+    keys = indices.new_empty(0, dtype=torch.int64)
+    if group.world == 1:
+        return keys, keys
+    cuts = torch.tensor([group.bounds(total, rank)[1] for rank in range(group.world)], device=indices.device)
+    owners = torch.searchsorted(cuts, indices.flatten(), right=True)
+    order = owners.argsort(stable=True)
+    order = order[owners[order] != group.rank]
+    rows, places = order // indices.shape[1], order % indices.shape[1]
+    sources = (rows + table.start).to(torch.int32)
+    edges = torch.stack([indices.flatten()[order], torch.where(places < half, sources, ~sources)], dim=1)
+    going = torch.bincount(owners[order], minlength=group.world).tolist()
+    edges = group.exchange_rows(edges, going, exchange_counts(group, going)).long()
+    is_first = edges[:, 1] >= 0
+    keys = (edges[:, 0] - table.start) * total + torch.where(is_first, edges[:, 1], ~edges[:, 1])
+    return keys.sort()[0], keys[is_first].sort()[0]
+
+
+def _mutual(indices: torch.Tensor, start: int, keys: torch.Tensor, total: int) -> torch.Tensor:
+    """Which neighbours (n, k) have the row among theirs: own rows by their lists, those of others by their `keys`."""
+    num_rows, k = indices.shape
+    mask = torch.empty((num_rows, k), dtype=torch.bool, device=indices.device)
     step = max(1, (1 << 20 if indices.device.type == "cpu" else 1 << 26) // max(1, k * k))
-    for first in range(start, stop, step):
-        last = min(first + step, stop)
-        rows = torch.arange(first, last, dtype=torch.int32, device=indices.device)
-        theirs = indices.index_select(0, indices[first:last].reshape(-1)).view(last - first, k, k)
-        mask[first - start : last - start] = (theirs == rows[:, None, None]).any(2)
+    for first in range(0, num_rows, step):
+        block = indices[first : first + step]
+        rows = torch.arange(first, first + len(block), device=indices.device)
+        places = block.long() - start
+        here = (places >= 0) & (places < num_rows)
+        theirs = indices.index_select(0, places.where(here, 0).flatten()).view(*block.shape, k)
+        mask[first : first + step] = (theirs == (rows + start)[:, None, None]).any(2) & here
+        if len(keys):
+            wanted = rows[:, None] * total + block
+            found = keys[torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)] == wanted
+            mask[first : first + step] |= found & ~here
     return mask
 
 
@@ -73,99 +108,98 @@ def expansion_weights(
     table: FeatureTable,
     similarities: torch.Tensor,
     indices: torch.Tensor,
-    start: int,
-    stop: int,
     *,
     half: int,
     unit: int,
     affinity: Affinity = cosine_affinity,
 ) -> SparseRows:
-    """Weights over the expanded k-reciprocal set of each of the rows [start, stop) (Zhong et al., equations 3 to 7).
+    """Weights over the expanded k-reciprocal set of each of this process's rows (Zhong et al., equations 3 to 7).
 
     A member c of the k-reciprocal set R brings its own half-size set H(c) in when |H(c) ∩ R| > 2/3·|H(c)|.
 
     Args:
         table: All rows.
-        similarities: Of the neighbours of the rows [start, stop), (stop - start, k1).
-        indices: Neighbours of all rows, (N, k1) int32, each row itself first.
-        start: First row.
-        stop: One past the last row.
+        similarities: Of the neighbours of this process's rows, (n, k1).
+        indices: Neighbours of these rows, (n, k1) int32, each row itself first.
         half: Columns that the half-size sets are taken from, the row itself included.
         unit: The whole number that a weight of one is written as.
         affinity: Gives the exponents of the weights from row numbers (P,) and similarities (P,) float64.
 
     Returns:
-        Weights of the rows [start, stop), (stop - start) × N, each row summing to `unit` up to rounding.
+        Weights of this process's rows, n × N, each row summing to `unit` up to rounding.
     """
-    total = len(indices)
-    mask = reciprocal_mask(indices, start, stop)
-    near = indices[:, :half]
-    near_mask = reciprocal_mask(near, 0, total)
+    total = len(table)
+    mask, near_mask = reciprocal_neighbors(table, indices, half)
     scratch = Scratch(total, indices.device)
+    new_rows, new_columns = _new_members(table, indices, mask, near_mask, scratch)
+    new_similarities = table.similarities(new_rows, new_columns)
     parts = []
-    for first, last in scratch.row_blocks(start, stop):
-        block = slice(first - start, last - start)
-        keys, cosines = _expanded_set(table, similarities[block], mask[block], indices, near, near_mask, first, scratch)
+    for first, last in scratch.row_blocks(0, len(indices)):
+        rows, places = torch.nonzero(mask[first:last], as_tuple=True)
+        begin, end = torch.searchsorted(new_rows, torch.tensor([first, last], device=rows.device)).tolist()
+        old_keys = rows * total + indices[first:last][rows, places]
+        new_keys = (new_rows[begin:end] - first).long() * total + new_columns[begin:end]
+        keys, order = torch.cat([old_keys, new_keys]).sort()
+        cosines = torch.cat([similarities[first:last][rows, places], new_similarities[begin:end]])[order]
         rows = torch.div(keys, total, rounding_mode="floor")
-        weights = affinity(rows + first, cosines.double()).exp()
+        weights = affinity(rows + (first + table.start), cosines.double()).exp()
         sums = weights.new_zeros(last - first).index_add_(0, rows, weights)
-        values = (weights / sums[rows] * unit).round()
-        parts.append(from_sorted_keys(keys, values, last - first, total))
+        parts.append(from_sorted_keys(keys, (weights / sums[rows] * unit).round(), last - first, total))
     return concatenate(parts)
 
 
-def _expanded_set(
-    table: FeatureTable,
-    similarities: torch.Tensor,
-    mask: torch.Tensor,
-    indices: torch.Tensor,
-    near: torch.Tensor,
-    near_mask: torch.Tensor,
-    first: int,
-    scratch: Scratch,
+def _new_members(
+    table: FeatureTable, indices: torch.Tensor, mask: torch.Tensor, near_mask: torch.Tensor, scratch: Scratch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ascending keys (row - first)·N + member of the expanded sets of a block of rows, and the similarity of each."""
-    total = len(indices)
-    rows, places = torch.nonzero(mask, as_tuple=True)
-    members = indices[rows + first, places].long()
-    own_keys = rows * total + members
-    scratch.set(own_keys, 1)
-    candidate_keys = rows[:, None] * total + near.index_select(0, members)
-    candidate_mask = near_mask.index_select(0, members)
-    shared = (scratch.get(candidate_keys) == 1) & candidate_mask
-    joins = 3 * shared.sum(1) > 2 * candidate_mask.sum(1)
-    new_keys = candidate_keys[joins[:, None] & candidate_mask & ~shared]
-    scratch.clear(own_keys)
-    new_keys = scratch.distinct(new_keys).sort()[0]
-    new_rows = torch.div(new_keys, total, rounding_mode="floor")
-    new_similarities = table.similarities(new_rows + first, new_keys - new_rows * total)
-    keys, order = torch.cat([own_keys, new_keys]).sort()
-    return keys, torch.cat([similarities[rows, places], new_similarities])[order]
+    """What expansion adds to the k-reciprocal sets: rows, counted from this process's first, and members, (P,)."""
+    total = len(table)
+    near = indices[:, : near_mask.shape[1]].masked_fill(~near_mask, -1)
+    members = Requests(table.group, distinct_numbers(indices[mask], total), total)
+    sets = members.dense(near)
+    found_rows, found_columns = [], []
+    for first, last in scratch.row_blocks(0, len(indices)):
+        rows, places = torch.nonzero(mask[first:last], as_tuple=True)
+        own = indices[first:last][rows, places].long()
+        own_keys = rows * total + own
+        scratch.set(own_keys, 1)
+        candidates = sets.index_select(0, members.place[own])
+        is_candidate = candidates >= 0
+        candidate_keys = (rows * total)[:, None] + candidates.clamp_min(0)
+        shared = (scratch.get(candidate_keys) == 1) & is_candidate
+        joins = 3 * shared.sum(1) > 2 * is_candidate.sum(1)
+        new_keys = candidate_keys[joins[:, None] & is_candidate & ~shared]
+        scratch.clear(own_keys)
+        new_keys = scratch.distinct(new_keys).sort()[0]
+        rows = torch.div(new_keys, total, rounding_mode="floor")
+        found_columns.append((new_keys - rows * total).to(torch.int32))
+        found_rows.append((rows + first).to(torch.int32))
+    return torch.cat(found_rows), torch.cat(found_columns)
 
 
-def average_weights(weights: SparseRows, indices: torch.Tensor, k2: int, start: int, stop: int) -> SparseRows:
-    """Sum of the weights of the first k2 neighbours of the rows [start, stop) (local query expansion, equation 10).
+def average_weights(table: FeatureTable, weights: SparseRows, indices: torch.Tensor, k2: int) -> SparseRows:
+    """Sum of the weights of the first k2 neighbours of this process's rows (local query expansion, equation 10).
 
     Args:
-        weights: Weights of all rows, N × N, in whole numbers of 1/unit.
-        indices: Neighbours of all rows, (N, k1) int32.
+        table: All rows.
+        weights: Weights of this process's rows, n × N, in whole numbers of 1/unit.
+        indices: Neighbours of these rows, (n, k1) int32.
         k2: How many neighbours, the row itself included; at most k1 are used.
-        start: First row.
-        stop: One past the last row.
 
     Returns:
-        Weights of the rows [start, stop), in whole numbers of 1/(k2·unit).
+        Weights of this process's rows, in whole numbers of 1/(k2·unit).
     """
-    total = len(indices)
-    near = indices[:, :k2]
+    total, near = len(table), indices[:, :k2]
+    needed = Requests(table.group, distinct_numbers(near, total), total)
+    lengths, (columns, values) = needed.ragged(weights.offsets.diff(), [weights.columns, weights.values])
+    theirs = SparseRows(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), columns, values)
     scratch = Scratch(total, weights.device)
     parts = []
-    for first, last in scratch.row_blocks(start, stop):
-        owners, positions = weights.expand(near[first:last].reshape(-1).long())
+    for first, last in scratch.row_blocks(0, len(indices)):
+        owners, positions = theirs.expand(needed.place[near[first:last].reshape(-1).long()].long())
         owners = torch.div(owners, near.shape[1], rounding_mode="floor")
-        keys = owners.mul_(total).add_(weights.columns.index_select(0, positions))
+        keys = owners.mul_(total).add_(theirs.columns.index_select(0, positions))
         distinct = scratch.distinct(keys).sort()[0]
-        scratch.add(keys, weights.values.index_select(0, positions))
+        scratch.add(keys, theirs.values.index_select(0, positions))
         parts.append(from_sorted_keys(distinct, scratch.get(distinct), last - first, total))
         scratch.clear(distinct)
     return concatenate(parts)
@@ -177,29 +211,25 @@ def reciprocal_weights(
     indices: torch.Tensor,
     k1: int,
     k2: int,
-    group: Group,
     affinity: Affinity = cosine_affinity,
 ) -> tuple[SparseRows, int]:
-    """Averaged weights of all rows, each process computing those of its share.
+    """Averaged weights of this process's rows.
 
     Args:
         table: All rows.
         similarities: Of this process's rows and their neighbours, (n, k).
-        indices: Neighbours of all rows, (N, k) int32, each row itself first.
+        indices: The neighbours, (n, k) int32, each row itself first.
         k1: What the half-size sets are half of.
         k2: Neighbours whose weights are averaged, the row itself included; 1 leaves the weights alone.
-        group: The processes that share the work.
         affinity: Exponents of the weights, as in `expansion_weights`.
 
     Returns:
-        Weights, N × N, and the whole number that stands for a weight of one.
+        Weights, n × N, and the whole number that stands for a weight of one.
     """
-    start, stop = group.bounds(len(table))
     unit = weight_unit(k2)
-    own = expansion_weights(table, similarities, indices, start, stop, half=half_size(k1), unit=unit, affinity=affinity)
-    weights = gather(own, group)
+    weights = expansion_weights(table, similarities, indices, half=half_size(k1), unit=unit, affinity=affinity)
     if k2 > 1:
-        weights = gather(average_weights(weights, indices, k2, start, stop), group)
+        weights = average_weights(table, weights, indices, k2)
     return weights, unit * min(k2, indices.shape[1])
 
 
@@ -209,35 +239,24 @@ def near_pairs(
     indices: torch.Tensor,
     k1: int,
     k2: int,
-    group: Group,
     max_distance: float = 1.0,
 ) -> Pairs:
-    """All pairs whose k-reciprocal Jaccard distance is small enough, each process searching its share of the rows.
+    """All pairs whose k-reciprocal Jaccard distance is small enough.
 
     Args:
         table: All rows.
         similarities: Of this process's rows and their neighbours, (n, k1), or (n, N) with fewer rows.
-        indices: Neighbours of all rows, (N, k1) int32, each row itself first.
+        indices: The neighbours, (n, k1) int32, each row itself first.
         k1: Neighbours that the reciprocal sets are taken from, the row itself included.
         k2: Neighbours whose weights are averaged, the row itself included; 1 leaves the weights alone.
-        group: The processes that share the work.
         max_distance: Pairs farther apart are left out; 1 leaves out only pairs at distance 1.
 
     Returns:
-        The pairs of all rows, the same in every process.
+        Each pair in one of the processes, in no fixed order.
     """
     with one_thread():
-        weights, scale = reciprocal_weights(table, similarities, indices, k1, k2, group)
-        search = OverlapSearch(weights, scale, max_distance)
-        own = search.pairs(*_share_of_work(search.work_before, group))
-    return Pairs(*(group.gather_array(part) for part in (own.rows, own.columns, own.distances)))
-
-
-def _share_of_work(work_before: NDArray[np.int64], group: Group) -> tuple[int, int]:
-    """Rows [start, stop) of this process, cut so that all have as many candidates: early rows have more."""
-    goals = work_before[-1] * np.arange(1, group.world) // group.world
-    cuts = [0, *np.searchsorted(work_before, goals).tolist(), len(work_before) - 1]
-    return cuts[group.rank], cuts[group.rank + 1]
+        weights, scale = reciprocal_weights(table, similarities, indices, k1, k2)
+        return OverlapSearch(table, weights, scale, max_distance).pairs()
 
 
 def graph_from_pairs(pairs: Pairs, total: int) -> sparse.csr_matrix:

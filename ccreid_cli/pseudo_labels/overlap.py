@@ -9,9 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ccreid_cli.machine.ring import exchange_counts, rotate
+from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.sparse_rows import Scratch, SparseRows, expand_ranges, offsets_of, scratch_bytes
 
 _TAIL_SHARE = 0.7  # of the overlap asked for: more shortens the heads, but leaves more pairs to sum in full
+
+
+_ENTRIES_AT_ONCE = 1 << 20
+"""Entries of the weights that are worked on, and travel, together."""
 
 
 @dataclass(frozen=True)
@@ -82,107 +88,253 @@ def distance_of(sums: torch.Tensor, scale: int) -> torch.Tensor:
     return (1.0 - share / (2.0 - share)).clamp_(0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class _Tile:
+    """Some consecutive rows of all: their weights, the rarest columns first, of which the first ones are the head.
+
+    Attributes:
+        first: Number of the first row.
+        heads: Entries in the head of each row, (m,) int64.
+        weights: All entries, m × N.
+    """
+
+    first: int
+    heads: torch.Tensor
+    weights: SparseRows
+
+    @classmethod
+    def unpack(cls, first: int, num_rows: int, numbers: torch.Tensor) -> _Tile:
+        """Make one of what `OverlapSearch` sends: lengths, heads, columns and values, int32."""
+        lengths, heads = numbers[:num_rows].long(), numbers[num_rows : 2 * num_rows].long()
+        columns, values = numbers[2 * num_rows :].chunk(2)
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        return cls(first, heads, SparseRows(offsets, columns, values))
+
+
+class _Lists:
+    """The heads of a tile, column by column.
+
+    Args:
+        tile: The tile.
+        total: Columns there are.
+        odd_only: Whether only rows of odd number count.
+    """
+
+    def __init__(self, tile: _Tile, total: int, odd_only: bool) -> None:
+        offsets = tile.weights.offsets
+        rows, positions = expand_ranges(offsets[:-1], offsets[:-1] + tile.heads)
+        if odd_only:
+            kept = (rows + tile.first) % 2 == 1
+            rows, positions = rows[kept], positions[kept]
+        columns = tile.weights.columns[positions].long()
+        by_column = columns.argsort(stable=True)
+        self.rows, self.values = rows[by_column], tile.weights.values[positions[by_column]]
+        ends = torch.bincount(columns, minlength=total).cumsum(0)
+        self.offsets = torch.cat([ends.new_zeros(1), ends])
+
+
 class OverlapSearch:
     """Finds the pairs of rows whose weights overlap enough.
 
     Columns are put in order, rare ones first, and each row is cut into a head and a tail of at most `slack` weight.
     What two rows share outside of both heads is at most `slack`, so a pair that overlaps by `least` does so by
     `least - slack` in its heads. Heads are short and rare columns hold few rows: the pairs that remain are few, and
-    are summed in full.
+    are summed in full. Each process compares its rows with its own, and with those of half of the others.
 
     Args:
-        weights: Weights of all rows, N × N.
+        table: All rows, for their number and the processes that share them.
+        weights: Weights of this process's rows, n × N, which are put into another order.
         scale: The whole number that a weight of one is written as.
         max_distance: Pairs farther apart are left out; 1 leaves out only those that share nothing.
 
     Attributes:
-        work_before: Candidate pairs of all rows before each row, and of all rows, (N + 1,) int64.
+        num_candidates: Entries of two heads that were compared so far.
     """
 
-    def __init__(self, weights: SparseRows, scale: int, max_distance: float = 1.0) -> None:
+    def __init__(self, table: FeatureTable, weights: SparseRows, scale: int, max_distance: float = 1.0) -> None:
+        self._group, self._total, self._start = table.group, len(table), table.start
         self.weights, self.scale, self.max_distance = weights, scale, max_distance
         # Overlap m at a distance d: m = 2(1 - d)/(2 - d). The float32 distance decides in the end: leave it some room.
         least = 2 * (1 - min(max_distance, 1.0)) / (2 - min(max_distance, 1.0)) - 1e-5
         self.slack = max(0, int(least * scale * _TAIL_SHARE))
         self.least_in_heads = max(1, int(least * scale) - self.slack)
+        self.num_candidates = 0
+        self._heads = torch.zeros(len(weights), dtype=torch.int64, device=weights.device)
         self._cut_heads()
+        # Whose place a column takes in a table of the columns of a few rows; 0 for those of other rows.
+        self._columns = torch.zeros(self._total, dtype=torch.int32, device=weights.device)
+        self._budget = scratch_bytes(weights.device)
 
     def _cut_heads(self) -> None:
-        """Keep the entries of the heads, row by row, and the same entries column by column."""
-        weights, total = self.weights, len(self.weights)
-        owners = weights.owners()
-        columns = weights.columns.long()
-        rarity = torch.bincount(columns, minlength=total).argsort(stable=True).argsort()
-        order = (owners * total + rarity[columns]).argsort()
-        values = weights.values[order].long()
-        after = values.cumsum(0) - values  # weight before each entry, over all rows
-        row_sums = torch.zeros(total, dtype=torch.int64, device=weights.device).index_add_(0, owners, values)
-        through = row_sums.cumsum(0)[owners]
-        kept = through - after > self.slack  # this entry and all behind it weigh more than the slack
-        self.rows, self.columns, self.values = owners[kept], columns[order][kept], weights.values[order][kept]
-        self.offsets = offsets_of(self.rows, total)
-        by_column = self.columns.argsort(stable=True)
-        self.column_rows, self.column_values = self.rows[by_column], self.values[by_column]
-        # The entries behind this one in its column belong to later rows: each pair is met once.
-        place = torch.empty_like(by_column)
-        place[by_column] = torch.arange(len(by_column), device=weights.device)
-        self.begin = place + 1
-        self.end = offsets_of(self.columns[by_column], total)[1:][self.columns]
+        """Put the rare columns of each row first, and count those that weigh more than the slack with all behind."""
+        weights = self.weights
+        counts = torch.zeros(self._total, dtype=torch.int64, device=weights.device)
+        for part in torch.split(weights.columns, _ENTRIES_AT_ONCE):
+            counts += torch.bincount(part, minlength=self._total)
+        rarity = self._group.sum_(counts).argsort(stable=True).argsort()
+        for first, last in self._row_ranges(_ENTRIES_AT_ONCE):
+            entries = slice(int(weights.offsets[first]), int(weights.offsets[last]))
+            owners = torch.repeat_interleave(weights.offsets[first : last + 1].diff())
+            order = (owners * self._total + rarity[weights.columns[entries]]).argsort()
+            weights.columns[entries] = weights.columns[entries][order]
+            values = weights.values[entries][order]
+            weights.values[entries] = values
+            values = values.long()
+            after = values.cumsum(0) - values  # weight before each entry, over all of these rows
+            sums = values.new_zeros(last - first).index_add_(0, owners, values)
+            kept = sums.cumsum(0)[owners] - after > self.slack  # this entry and all behind it weigh more than the slack
+            self._heads[first:last] = torch.bincount(owners[kept], minlength=last - first)
 
-        work = torch.cat([self.begin.new_zeros(1), (self.end - self.begin).cumsum(0)])
-        self.work_before = work[self.offsets].cpu().numpy()
+    def _row_ranges(self, num_entries: int) -> list[tuple[int, int]]:
+        """Split this process's rows into ranges of about so many entries, at least one row each."""
+        offsets, total = self.weights.offsets, len(self.weights)
+        ranges, first = [], 0
+        while first < total:
+            fitting = int(torch.searchsorted(offsets, int(offsets[first]) + num_entries, right=True)) - 1
+            last = min(max(fitting, first + 1), total)
+            ranges.append((first, last))
+            first = last
+        return ranges
 
-    def pairs(self, start: int, stop: int) -> Pairs:
-        """All pairs i < j with i in [start, stop) and a distance of at most `max_distance`, ordered by i and j."""
-        scratch = Scratch(len(self.weights), self.weights.device)
-        blocks = self._blocks(start, stop, scratch)
-        return join_pairs([_NO_PAIRS, *(self._block_pairs(first, last, scratch) for first, last in blocks)])
+    def pairs(self) -> Pairs:
+        """All pairs i < j at a distance of at most `max_distance`, each in one process, in no fixed order."""
+        return join_pairs(
+            [_NO_PAIRS, *(pairs for tile, step in self._tiles() for pairs in self._with_tile(tile, step))]
+        )
 
-    def _blocks(self, start: int, stop: int, scratch: Scratch) -> Iterator[tuple[int, int]]:
-        """Split rows [start, stop) so that a block fits into the work table and its pairs into about as much."""
-        while start < stop:
-            limit = self.work_before[start] + scratch.budget_bytes // 32
-            fitting = int(np.searchsorted(self.work_before, limit, side="right")) - 1
-            last = min(max(fitting, start + 1), start + scratch.num_rows, stop)
-            yield start, last
-            start = last
+    def _tiles(self) -> Iterator[tuple[_Tile, int]]:
+        """Go through the rows of this process and of the next half of them, and how many processes away they are."""
+        ranges, offsets = self._row_ranges(_ENTRIES_AT_ONCE), self.weights.offsets
+        sizes = [[last - first, int(offsets[last] - offsets[first])] for first, last in ranges]
+        counts = torch.tensor(sizes, dtype=torch.int64, device=self.weights.device).reshape(-1, 2)
+        numbers = exchange_counts(self._group, [len(sizes)] * self._group.world)
+        shapes = [part.tolist() for part in torch.split(self._group.gather_rows(counts, numbers), numbers)]
 
-    def _block_pairs(self, first: int, last: int, scratch: Scratch) -> Pairs:
-        total = scratch.num_columns
-        entries = slice(int(self.offsets[first]), int(self.offsets[last]))
-        owners, positions = expand_ranges(self.begin[entries], self.end[entries])
-        keys = ((self.rows[entries] - first) * total).index_select(0, owners)
-        keys += self.column_rows.index_select(0, positions)
-        mine = self.values[entries].index_select(0, owners)
-        scratch.add(keys, torch.minimum(mine, self.column_values.index_select(0, positions)))
+        def piece(number: int) -> torch.Tensor:
+            if not ranges:
+                return self.weights.columns
+            first, last = ranges[number]
+            entries = slice(int(offsets[first]), int(offsets[last]))
+            parts = (self.weights.columns[entries], self.weights.values[entries])
+            lengths = offsets[first : last + 1].diff()
+            return torch.cat([lengths.int(), self._heads[first:last].int(), *parts])
+
+        world, lengths = self._group.world, [[2 * (rows + entries) for rows, entries in shape] for shape in shapes]
+        for rank, number, part in rotate(self._group, piece, lengths, world // 2 + 1):
+            before = sum(rows for rows, _ in shapes[rank][:number])
+            first = self._group.bounds(self._total, rank)[0] + before
+            yield _Tile.unpack(first, shapes[rank][number][0], part), (rank - self._group.rank) % world
+
+    def _with_tile(self, tile: _Tile, step: int) -> Iterator[Pairs]:
+        """Find the pairs of this process's rows and those of a tile, where this process is to."""
+        # Of two processes that are half the ring apart both see the other: even rows of the lower, odd of the lower.
+        shared = step > 0 and 2 * step == self._group.world
+        is_lower = self._start < tile.first
+        lists = _Lists(tile, self._total, odd_only=shared and not is_lower)
+        scratch = Scratch(len(tile.heads), self.weights.device)
+        inside = tile.first - self._start
+        stop = inside + len(tile.heads) if step == 0 else len(self.weights)
+        for first, last in self._row_ranges(_ENTRIES_AT_ONCE // 2):
+            if first < stop:
+                yield from self._search(tile, lists, scratch, first, min(last, stop), shared and is_lower, step == 0)
+
+    def _search(
+        self, tile: _Tile, lists: _Lists, scratch: Scratch, start: int, stop: int, even_only: bool, is_own: bool
+    ) -> Iterator[Pairs]:
+        """Find the pairs of the rows [start, stop) with a tile, a few rows at a time."""
+        offsets = self.weights.offsets
+        owners, positions = expand_ranges(offsets[start:stop], offsets[start:stop] + self._heads[start:stop])
+        if even_only:
+            kept = (owners + (start + self._start)) % 2 == 0
+            owners, positions = owners[kept], positions[kept]
+        columns = self.weights.columns[positions].long()
+        begin, end = lists.offsets[columns], lists.offsets[columns + 1]
+        if is_own:  # each pair is met once, at its first row: later rows are behind this one in the lists
+            rows = owners + (start + self._start - tile.first)
+            inner = torch.nonzero(rows >= 0)[:, 0]
+            if len(inner):
+                keys = torch.repeat_interleave(lists.offsets.diff()) * len(tile.heads) + lists.rows
+                own = columns[inner] * len(tile.heads) + rows[inner]
+                begin[inner] = torch.searchsorted(keys, own, right=True)
+        work = torch.cat([begin.new_zeros(1), (end - begin).cumsum(0)])
+        rows = torch.arange(stop - start + 1, device=owners.device)
+        entries_before = torch.searchsorted(owners, rows)
+        work_before = work[entries_before].cpu().numpy()
+        before = entries_before.tolist()
+        self.num_candidates += int(work_before[-1])
+        first = 0
+        while first < stop - start:
+            limit = work_before[first] + self._budget // 32
+            fitting = int(np.searchsorted(work_before, limit, side="right")) - 1
+            last = min(max(fitting, first + 1), first + self._rows_at_once(scratch), stop - start)
+            part = slice(before[first], before[last])
+            if work_before[last] > work_before[first]:
+                entries = _Entries(owners[part] - first, self.weights.values[positions[part]], begin[part], end[part])
+                yield self._block_pairs(tile, lists, scratch, start + first, start + last, entries)
+            first = last
+
+    def _rows_at_once(self, scratch: Scratch) -> int:
+        """How many rows fit into both tables: that of rows and the tile's rows, and that of rows and their columns."""
+        columns = min(self._total, _ENTRIES_AT_ONCE)
+        length = max(1, len(self.weights.columns) // max(1, len(self.weights)))
+        return min(scratch.num_rows, max(16, self._budget // (4 * columns), int((self._budget / (4 * length)) ** 0.5)))
+
+    def _block_pairs(
+        self, tile: _Tile, lists: _Lists, scratch: Scratch, first: int, last: int, entries: _Entries
+    ) -> Pairs:
+        width = scratch.num_columns
+        owners, positions = expand_ranges(entries.begin, entries.end)
+        keys = (entries.owners * width).index_select(0, owners)
+        keys += lists.rows.index_select(0, positions)
+        mine = entries.values.index_select(0, owners)
+        scratch.add(keys, torch.minimum(mine, lists.values.index_select(0, positions)))
         enough = keys[scratch.get(keys) >= self.least_in_heads]
         scratch.clear(keys)
         distinct = scratch.distinct(enough).sort()[0]
-        rows = torch.div(distinct, total, rounding_mode="floor")
-        columns = distinct - rows * total
-        distances = distance_of(self._full_overlaps(first, last, rows, columns, scratch), self.scale).float()
+        rows = torch.div(distinct, width, rounding_mode="floor")
+        others = distinct - rows * width
+        distances = distance_of(self._full_overlaps(tile, first, last, rows, others), self.scale).float()
         near = distances <= self.max_distance
+        one, other = rows[near] + (first + self._start), others[near] + tile.first
         return Pairs(
-            (rows[near] + first).to(torch.int32).cpu().numpy(),
-            columns[near].to(torch.int32).cpu().numpy(),
+            torch.minimum(one, other).to(torch.int32).cpu().numpy(),
+            torch.maximum(one, other).to(torch.int32).cpu().numpy(),
             distances[near].cpu().numpy(),
         )
 
     def _full_overlaps(
-        self, first: int, last: int, rows: torch.Tensor, columns: torch.Tensor, scratch: Scratch
+        self, tile: _Tile, first: int, last: int, rows: torch.Tensor, others: torch.Tensor
     ) -> torch.Tensor:
         """Σ min(V_i, V_j) of each pair, (P,) int64."""
+        sums = [torch.zeros(0, dtype=torch.int64, device=rows.device)]
+        if not len(rows):
+            return sums[0]
         weights = self.weights
         entries = slice(int(weights.offsets[first]), int(weights.offsets[last]))
+        columns = weights.columns[entries].long()
+        order = torch.arange(len(columns), dtype=torch.int32, device=rows.device)
+        self._columns.scatter_(0, columns, order)  # whichever write wins, exactly one entry of a column reads itself
+        distinct = columns[self._columns[columns] == order]
+        self._columns[distinct] = torch.arange(1, len(distinct) + 1, dtype=torch.int32, device=rows.device)
+        width = len(distinct) + 1
+        table = weights.values.new_zeros((last - first) * width)
         owners = torch.repeat_interleave(weights.offsets[first : last + 1].diff())
-        keys = owners * scratch.num_columns + weights.columns[entries]
-        scratch.set(keys, weights.values[entries])
-        sums = [weights.values.new_zeros(0, dtype=torch.int64)]
-        for left, right in zip(torch.split(rows, 1 << 14), torch.split(columns, 1 << 14), strict=True):
-            pair, positions = weights.expand(right)
-            places = (left * scratch.num_columns).index_select(0, pair)
-            places += weights.columns.index_select(0, positions)
-            shared = torch.minimum(scratch.get(places), weights.values.index_select(0, positions))
+        table[owners * width + self._columns[columns]] = weights.values[entries]
+        for left, right in zip(torch.split(rows, 1 << 13), torch.split(others, 1 << 13), strict=True):
+            pair, positions = tile.weights.expand(right)
+            places = (left * width).index_select(0, pair)
+            places += self._columns.index_select(0, tile.weights.columns.index_select(0, positions))
+            shared = torch.minimum(table.index_select(0, places), tile.weights.values.index_select(0, positions))
             sums.append(shared.new_zeros(len(left)).scatter_add_(0, pair, shared).long())
-        scratch.clear(keys)
+        self._columns[distinct] = 0
         return torch.cat(sums)
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Entries of the heads of a few rows: (E,) row, value, and where their column's list begins and ends."""
+
+    owners: torch.Tensor
+    values: torch.Tensor
+    begin: torch.Tensor
+    end: torch.Tensor

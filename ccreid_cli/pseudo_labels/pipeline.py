@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -57,6 +56,7 @@ def pseudo_labels(
     features: FeatureArray,
     settings: ClusterSettings,
     *,
+    total: int | None = None,
     camera_ids: NDArray[np.int64] | None = None,
     edges: torch.Tensor | None = None,
     constraints: Constraints | None = None,
@@ -71,6 +71,9 @@ def pseudo_labels(
     Args:
         features: (N, D), any float type, the same in every process; rows that are not of unit length are normalised.
         settings: Clusterer and thresholds.
+        total: N, where `features` are only the share of this process, (n, D), as `Group.bounds(N)` has it. With
+            constraints, edges, approximate neighbours or normalised cameras each process collects all of them all the
+            same.
         camera_ids: (N,) camera of each image, negative where unknown, for the settings that use them.
         edges: (N, E) what the edges of the images look like; what they tell of the features is taken out first.
         constraints: Which images show one object and which do not; all labels keep to it.
@@ -79,7 +82,7 @@ def pseudo_labels(
             the same; without one that is an error.
 
     Returns:
-        Labels, counts and times.
+        Labels of all images, counts and times; the same labels in every process.
 
     Raises:
         DataError: A row is zero, infinite or not a number.
@@ -87,17 +90,20 @@ def pseudo_labels(
     """
     group = group or Group(device=features.device if isinstance(features, torch.Tensor) else None)
     if reporter is None or group.world > 1 or group.device.type == "cpu":
-        return _label(features, settings, camera_ids, edges, constraints, group, reporter)
-    found = unless_out_of_memory(lambda: _label(features, settings, camera_ids, edges, constraints, group, reporter))
+        return _label(features, total, settings, camera_ids, edges, constraints, group, reporter)
+    found = unless_out_of_memory(
+        lambda: _label(features, total, settings, camera_ids, edges, constraints, group, reporter)
+    )
     if found is not None:
         return found
     reporter.warning(f"the pseudo-labels do not fit into the memory of {group.device}: computing the same on the CPU.")
     torch.cuda.empty_cache()
-    return _label(features, settings, camera_ids, edges, constraints, Group(), reporter)
+    return _label(features, total, settings, camera_ids, edges, constraints, Group(), reporter)
 
 
 def _label(
     features: FeatureArray,
+    total: int | None,
     settings: ClusterSettings,
     camera_ids: NDArray[np.int64] | None,
     edges: torch.Tensor | None,
@@ -107,11 +113,14 @@ def _label(
 ) -> PseudoLabels:
     cluster = load_clusterer(settings.method)
     check_eps(settings.method, settings.eps)
-    if len(features) == 0:
+    if (len(features) if total is None else total) == 0:
         return PseudoLabels(np.empty(0, dtype=np.int64), 0, 0, {})
     watch = Stopwatch(group.device)
     with watch.stage("neighbors"):
-        rows = _unit_rows(features, group.device)
+        rows = _unit_rows(features, total, group)
+        needs_all = constraints is not None or edges is not None or settings.neighbors == "approximate"
+        if total is not None and (needs_all or (settings.camera_norm and camera_ids is not None)):
+            rows, total = group.gather_rows(rows), None
         if edges is not None:
             rows = without_background(rows, edges)
         if settings.camera_norm and camera_ids is not None:
@@ -121,9 +130,11 @@ def _label(
             settings = constraints.scaled(settings)
             rows, counts = constraints.pool(rows), constraints.sizes()
         if settings.neighbors == "approximate" and len(rows) >= LEAST_ROWS:
-            table: FeatureTable = ApproximateTable(rows, group.device, settings.recall, settings.k1, counts=counts)
+            table: FeatureTable = ApproximateTable(
+                rows, group.device, settings.recall, settings.k1, counts=counts, group=group
+            )
         else:
-            table = FeatureTable(rows, group.device, counts=counts)
+            table = FeatureTable(rows, group.device, group=group, total=total, counts=counts)
     found, approximation = cluster(table, settings, group, watch), None
     if isinstance(table, ApproximateTable):
         with watch.stage("sample"):
@@ -132,7 +143,7 @@ def _label(
             reporter.message(approximation.in_words())
     labels, share = found.labels, None
     if constraints is not None:
-        labels = constraints.spread(group.on_main(partial(separate, table, labels, constraints, settings)))
+        labels = constraints.spread(separate(table, labels, constraints, settings))
     if camera_ids is not None and num_known(camera_ids) > 1:
         share = cross_camera_share(labels, camera_ids)
         if settings.drop_single_camera:
@@ -141,16 +152,20 @@ def _label(
     return PseudoLabels(labels, num_clusters, num_outliers, watch.seconds, share, found.eps_choice, approximation)
 
 
-def _unit_rows(features: FeatureArray, device: torch.device) -> torch.Tensor:
+def _unit_rows(features: FeatureArray, total: int | None, group: Group) -> torch.Tensor:
+    """Return the rows in float32 and of unit length, themselves where they are that already."""
     rows = features if isinstance(features, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(features))
-    rows = rows.detach().to(device, torch.float32)
+    rows = rows.detach().to(group.device, torch.float32)
     lengths = torch.linalg.vector_norm(rows, dim=1)
     bad = torch.nonzero(~(torch.isfinite(lengths) & (lengths > 0)))[:, 0]
+    uneven = bool(((lengths - 1).abs() > 1e-5).any())
+    if total is not None:
+        bad = group.gather_rows(bad + group.bounds(total)[0])
+        uneven = bool(group.maximum(int(uneven)))
     if len(bad):
         raise DataError(
-            f"{len(bad):,} of {len(rows):,} features are zero, infinite or not a number (first: row {int(bad[0])})",
+            f"{len(bad):,} of {total or len(rows):,} features are zero, infinite or not a number "
+            f"(first: row {int(bad[0])})",
             hint="if this happened in training, the model has diverged: try a smaller --lr",
         )
-    if bool(((lengths - 1).abs() > 1e-5).any()):
-        rows = rows / lengths[:, None]
-    return rows
+    return rows / lengths[:, None] if uneven else rows

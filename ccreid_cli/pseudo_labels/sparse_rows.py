@@ -6,13 +6,12 @@ every block size and every split of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from ccreid_cli.machine.device import free_gpu_bytes
-from ccreid_cli.machine.distributed import Group
 
 
 @dataclass(frozen=True)
@@ -53,22 +52,22 @@ class SparseRows:
         return expand_ranges(self.offsets[rows], self.offsets[rows + 1])
 
 
-def concatenate(parts: Sequence[SparseRows]) -> SparseRows:
-    """Put row ranges under one another; at least one."""
-    offsets, end = [parts[0].offsets[:1]], 0
-    for part in parts:
-        offsets.append(part.offsets[1:] + end)
-        end += len(part.columns)
-    return SparseRows(
-        torch.cat(offsets), torch.cat([part.columns for part in parts]), torch.cat([part.values for part in parts])
-    )
+def concatenate(parts: list[SparseRows]) -> SparseRows:
+    """Put row ranges under one another; at least one. The list is emptied: both never take their memory at once."""
+    lengths = torch.cat([part.offsets.diff() for part in parts])
+    columns, values = [part.columns for part in parts], [part.values for part in parts]
+    parts.clear()
+    joined = torch.cat(columns)
+    columns.clear()
+    return SparseRows(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), joined, torch.cat(values))
 
 
-def gather(rows: SparseRows, group: Group) -> SparseRows:
-    """Put the row ranges of all processes under one another, in each of them."""
-    lengths = group.gather_rows(rows.offsets.diff())
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    return SparseRows(offsets, group.gather_rows(rows.columns), group.gather_rows(rows.values))
+def distinct_numbers(numbers: torch.Tensor, total: int) -> torch.Tensor:
+    """Each of the numbers below `total` once, ascending, (M,) int64."""
+    seen = torch.zeros(total, dtype=torch.bool, device=numbers.device)
+    for part in torch.split(numbers.flatten(), 1 << 20):
+        seen[part.long()] = True
+    return torch.nonzero(seen)[:, 0]
 
 
 def from_sorted_keys(keys: torch.Tensor, values: torch.Tensor, num_rows: int, num_columns: int) -> SparseRows:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from ccreid_cli.bench.base import StageResult
 from ccreid_cli.bench.plan import (
     Rates,
     Workload,
+    bytes_of_labels,
     bytes_per_epoch,
     bytes_per_step,
     memory_per_gpu,
@@ -28,20 +31,20 @@ def test_one_process_exchanges_nothing() -> None:
 
 def test_bytes_that_move() -> None:
     work = Workload(
-        1000, 4, dim=8, batch_size=64, parameters=10, height=4, width=2, k1=5, expanded=3, averaged=7, pairs=2
+        1000, 4, dim=8, batch_size=64, parameters=10, height=4, width=2, k1=5, reciprocal=2, expanded=3, averaged=7
     )
     assert bytes_per_step(work) == {
         "gradients": 2 * 3 / 4 * 40,
         "batch features": 3 / 4 * 64 * 32,
         "images": 3 / 4 * 16 * 24,
     }
-    assert bytes_per_epoch(work) == {
-        "features": 750 * 32,
-        "neighbours": 750 * 20,
-        "sparse rows": 750 * (8 * 10 + 16),
-        "near pairs": 750 * 24,
-        "labels": 8000,
-    }
+    found = bytes_per_epoch(work)
+    assert found["features"] == 750 * 32
+    assert found["neighbours"] == 250 * 0.75 * 8 * 5
+    assert found["sets"] == pytest.approx(750 * (1 - math.exp(-2 / 4)) * (4 * 3 + 4))
+    assert found["sparse rows"] == pytest.approx(750 * (1 - math.exp(-5 / 4)) * (8 * 3 + 8) + 2 * 250 * (8 * 7 + 8))
+    assert found["labels"] == 10 * 750 * 8
+    assert bytes_of_labels(work, features_are_split=True)["features passing"] == 2 * 750 * 32
 
 
 def test_memory_is_linear_in_the_images() -> None:
@@ -50,7 +53,7 @@ def test_memory_is_linear_in_the_images() -> None:
     assert large["store"] == pytest.approx(10 * small["store"])
     assert small["store"] == 1_000_000 / 8 * 256 * 128 * 3
     assert small["steps"] == 16 * 23_510_000 + 1e6 * 256 / 8
-    assert small["labelling"] > 1_000_000 * (4 + 2) * 2048
+    assert small["labelling"] > 1_000_000 * 4 * 2048
 
 
 def test_seconds_of_an_epoch() -> None:

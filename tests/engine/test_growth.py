@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracles import pairs_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +25,6 @@ from ccreid_cli.engine import score_blocks
 from ccreid_cli.engine.retrieval_scores import evaluate_features
 from ccreid_cli.images import decoding
 from ccreid_cli.images.store import open_store
-from ccreid_cli.machine.distributed import Group
 from ccreid_cli.method.memory import ClusterMemory
 from ccreid_cli.method.sampling import sample_epoch
 from ccreid_cli.pseudo_labels import neighbors, sparse_rows
@@ -79,7 +79,7 @@ def found() -> dict[int, Any]:
     for size in (SMALL, LARGE):
         table = FeatureTable(made_features(size, DIM)[0])
         similarities, indices = table.nearest(SETTINGS.k1, 0, size)
-        pairs = near_pairs(table, similarities, indices, SETTINGS.k1, 6, Group(), SETTINGS.eps)
+        pairs = near_pairs(table, similarities, indices, SETTINGS.k1, 6, SETTINGS.eps)
         sizes[size] = (table, similarities, indices, graph_from_pairs(pairs, size))
     return sizes
 
@@ -110,7 +110,7 @@ def test_jaccard_distances_take_linear_work(found: dict[int, Any], monkeypatch: 
     def elements(size: int) -> Elements:
         table, similarities, indices, _ = found[size]
         with Elements() as counted:
-            near_pairs(table, similarities, indices, SETTINGS.k1, 6, Group(), SETTINGS.eps)
+            near_pairs(table, similarities, indices, SETTINGS.k1, 6, SETTINGS.eps)
         return counted
 
     with small_blocks(monkeypatch):
@@ -124,7 +124,7 @@ def test_the_graph_and_its_clustering_are_linear(found: dict[int, Any]) -> None:
     assert found[LARGE][3].nnz < LARGE * SETTINGS.k1
 
     def peak(size: int) -> float:
-        return peak_bytes(lambda: dbscan(found[size][3], SETTINGS.eps))
+        return peak_bytes(lambda: dbscan(pairs_of(found[size][3]), size, SETTINGS.eps))
 
     assert growth(peak) < LINEAR
 

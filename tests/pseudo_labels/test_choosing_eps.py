@@ -10,17 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracles import dense
+from oracles import dense, pairs_of
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
 from ccreid_cli.core.errors import UsageError
-from ccreid_cli.machine.distributed import Group
 from ccreid_cli.pseudo_labels.choosing_eps import EPS_VALUES, choose_eps, silhouette, smoothed
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, label_quality
 from ccreid_cli.pseudo_labels.density import dbscan
 from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs
-from ccreid_cli.pseudo_labels.neighbors import FeatureTable, shared_neighbors
+from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
 AUTO = ClusterSettings(eps="auto", k1=15, k2=4)
@@ -36,8 +35,7 @@ def noisy_rows(seed: int, noise: float, total: int = 150) -> tuple[torch.Tensor,
 
 def graph_of(rows: torch.Tensor) -> sparse.csr_matrix:
     table = FeatureTable(rows)
-    neighbours = shared_neighbors(table, 15, Group())
-    return graph_from_pairs(near_pairs(table, *neighbours, 15, 4, Group(), EPS_VALUES[-1]), len(rows))
+    return graph_from_pairs(near_pairs(table, *table.nearest(15), 15, 4, EPS_VALUES[-1]), len(rows))
 
 
 def slow_silhouette(distances: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -61,7 +59,7 @@ def slow_silhouette(distances: NDArray[np.float32], labels: NDArray[np.int64]) -
 def test_silhouette_equals_the_slow_one(seed: int, noise: float, eps: float, least: int) -> None:
     rows, _ = noisy_rows(seed, noise, 60)
     graph = graph_of(rows)
-    labels = dbscan(graph, eps, least)
+    labels = dbscan(pairs_of(graph), len(rows), eps, least)
     assert silhouette(graph, labels) == pytest.approx(slow_silhouette(dense(graph), labels), abs=1e-9)
 
 
@@ -85,8 +83,8 @@ def test_labels_are_those_of_the_chosen_value(seed: int, noise: float) -> None:
 def test_the_chosen_value_is_about_as_good_as_the_best(noise: float) -> None:
     rows, ids = noisy_rows(1, noise, 300)
     graph = graph_of(rows)
-    quality = [label_quality(dbscan(graph, eps), ids)["ari"] for eps in EPS_VALUES]
-    chosen = EPS_VALUES.index(choose_eps(graph, 4).eps)
+    quality = [label_quality(dbscan(pairs_of(graph), 300, eps), ids)["ari"] for eps in EPS_VALUES]
+    chosen = EPS_VALUES.index(choose_eps(pairs_of(graph), 300, 4).eps)
     assert quality[chosen] >= max(quality) - 0.1
 
 
@@ -108,7 +106,7 @@ def test_a_single_value_with_two_clusters_is_taken() -> None:
     blocks = np.kron(np.eye(2), np.full((4, 4), 0.49)) + np.kron(1 - np.eye(2), np.full((4, 4), 0.51))
     np.fill_diagonal(blocks, 0)
     graph = sparse.csr_matrix(blocks.astype(np.float32))
-    assert choose_eps(graph, 4).eps == 0.5
+    assert choose_eps(pairs_of(graph), 8, 4).eps == 0.5
 
 
 def test_several_processes_choose_the_same(tmp_path: Path) -> None:
@@ -127,7 +125,7 @@ def test_a_similarity_cannot_be_chosen() -> None:
 
 
 def test_the_choice_in_words_and_as_json() -> None:
-    choice = choose_eps(graph_of(noisy_rows(1, 1.0)[0]), 4)
+    choice = choose_eps(pairs_of(graph_of(noisy_rows(1, 1.0)[0])), 150, 4)
     assert choice.why().startswith(f"eps {choice.eps:g}: ")
     assert choice.as_json()["eps"] == choice.eps and len(choice.as_json()["trials"]) == len(EPS_VALUES)
 

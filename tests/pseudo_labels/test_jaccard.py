@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import oracles
 import pytest
+import steps_in_ranks
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ccreid_cli.machine.distributed import Group
-from ccreid_cli.pseudo_labels import jaccard, overlap, sparse_rows
+from ccreid_cli.pseudo_labels import overlap, sparse_rows
 from ccreid_cli.pseudo_labels.jaccard import (
-    average_weights,
     expansion_weights,
     graph_from_pairs,
     near_pairs,
@@ -23,15 +23,13 @@ from ccreid_cli.pseudo_labels.jaccard import (
 )
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.overlap import OverlapSearch, OverlapSums, join_pairs
-from ccreid_cli.pseudo_labels.sparse_rows import concatenate
 
 SMALL = Path(__file__).parents[1] / "golden"
 
 
 def graph_of(features: NDArray[np.float32], k1: int, k2: int, max_distance: float = 1.0) -> sparse.csr_matrix:
     table = FeatureTable(features)
-    similarities, indices = table.nearest(k1, 0, len(table))
-    return graph_from_pairs(near_pairs(table, similarities, indices, k1, k2, Group(), max_distance), len(table))
+    return graph_from_pairs(near_pairs(table, *table.nearest(k1), k1, k2, max_distance), len(table))
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(30, 6), (20, 6), (15, 1)])
@@ -103,29 +101,29 @@ def test_same_bits_for_any_block_size(rng: np.random.Generator, monkeypatch: pyt
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
-@pytest.mark.parametrize("cuts", [[0, 300], [0, 1, 150, 299, 300], [0, 150, 150, 300]])
-def test_row_ranges_put_together_give_the_same_bits(rng: np.random.Generator, cuts: list[int]) -> None:
-    """What several processes would do: each its rows, everybody's rows between the steps."""
-    table = FeatureTable(oracles.unit_rows(rng, 300, 16, clusters=20))
-    similarities, indices = table.nearest(12, 0, 300)
-    ranges = list(zip(cuts, cuts[1:], strict=False))
-    unit = jaccard.weight_unit(4)
-    half = jaccard.half_size(12)
-    own = [
-        expansion_weights(table, similarities[start:stop], indices, start, stop, half=half, unit=unit)
-        for start, stop in ranges
-    ]
-    averaged = [average_weights(concatenate(own), indices, 4, start, stop) for start, stop in ranges]
-    search = OverlapSearch(concatenate(averaged), 4 * unit, 0.6)
-    found = graph_from_pairs(join_pairs([search.pairs(start, stop) for start, stop in ranges]), 300)
-    expected = graph_of(table.rows.numpy(), 12, 4, 0.6)
+def test_tiles_of_few_entries_give_the_same_bits(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = oracles.unit_rows(rng, 300, 16, clusters=20)
+    expected = graph_of(features, 12, 4, 0.6)
+    for entries in (600, 5000):
+        monkeypatch.setattr(overlap, "_ENTRIES_AT_ONCE", entries)
+        found = graph_of(features, 12, 4, 0.6)
+        assert (found != expected).nnz == 0 and found.nnz == expected.nnz
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_processes_find_each_pair_once(world: int, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Each process has only its rows; in a ring of 2 and 4 two processes meet half-way round."""
+    features = oracles.unit_rows(rng, 203, 16, clusters=15)
+    ranks = tiny.call_in_ranks(steps_in_ranks.pairs_in_group, world, tmp_path, features, 12, 4, 0.6)
+    assert min(len(pairs.rows) for pairs in ranks) > 0.2 * max(len(pairs.rows) for pairs in ranks)
+    found, expected = graph_from_pairs(join_pairs(ranks), 203), graph_of(features, 12, 4, 0.6)
     assert (found != expected).nnz == 0 and found.nnz == expected.nnz
 
 
 def test_weights_of_a_row_sum_to_one(rng: np.random.Generator) -> None:
     table = FeatureTable(oracles.unit_rows(rng, 200, 16, clusters=10))
     similarities, indices = table.nearest(20, 0, 200)
-    weights = expansion_weights(table, similarities, indices, 0, 200, half=11, unit=1 << 28)
+    weights = expansion_weights(table, similarities, indices, half=11, unit=1 << 28)
     sums = torch.zeros(200, dtype=torch.int64).index_add_(0, weights.owners(), weights.values.long())
     torch.testing.assert_close(sums.double() / (1 << 28), torch.ones(200, dtype=torch.float64), rtol=0, atol=1e-6)
 
@@ -134,9 +132,9 @@ def test_dense_rows_agree_with_the_graph(rng: np.random.Generator, monkeypatch: 
     monkeypatch.setattr(overlap, "scratch_bytes", lambda device: 1 << 10)
     table = FeatureTable(oracles.unit_rows(rng, 200, 16, clusters=10))
     similarities, indices = table.nearest(12, 0, 200)
-    sums = OverlapSums(*reciprocal_weights(table, similarities, indices, 12, 1, Group()))
+    sums = OverlapSums(*reciprocal_weights(table, similarities, indices, 12, 1))
     found = torch.cat([sums.distances(first, last) for first, last in sums.blocks(0, 200)]).float()
-    np.testing.assert_allclose(found.numpy(), oracles.dense(graph_of(table.rows.numpy(), 12, 1)), atol=1e-7)
+    np.testing.assert_allclose(found.numpy(), oracles.dense(graph_of(table.own.numpy(), 12, 1)), atol=1e-7)
 
 
 def test_duplicates_are_at_distance_zero(rng: np.random.Generator) -> None:
@@ -153,13 +151,14 @@ def work_of(total: int) -> tuple[int, int, int]:
     features = oracles.unit_rows(np.random.default_rng(1), total, 24, clusters=total // 16)
     table = FeatureTable(features)
     similarities, indices = table.nearest(12, 0, total)
-    weights, scale = reciprocal_weights(table, similarities, indices, 12, 4, Group())
-    search = OverlapSearch(weights, scale, 0.5)
+    weights, scale = reciprocal_weights(table, similarities, indices, 12, 4)
+    num_weights = len(weights.columns)
+    search = OverlapSearch(table, weights, scale, 0.5)
     tracemalloc.start()
-    graph_from_pairs(search.pairs(0, total), total)
+    graph_from_pairs(search.pairs(), total)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return len(weights.columns), int((search.end - search.begin).sum()), peak
+    return num_weights, search.num_candidates, peak
 
 
 def test_work_and_memory_grow_with_the_number_of_images() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ccreid_cli.pseudo_labels import neighbors
+from ccreid_cli.pseudo_labels.feature_tiles import Tile
+from ccreid_cli.pseudo_labels.nearest import ROUNDOFF, RoundedRows, Search, pack, unpack
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 
 
@@ -46,27 +47,30 @@ def test_neighbours_equal_brute_force(seed: int, total: int, dim: int, k: int, s
         np.testing.assert_allclose(similarities.numpy(), np.take_along_axis(expected, order[:, :k], 1), atol=1e-7)
 
 
-def test_low_precision_rows_that_are_not_proven_are_searched_again(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_features_that_a_format_cannot_tell_apart_are_searched_in_float32(
+    dtype: torch.dtype, rng: np.random.Generator
 ) -> None:
     rows = np.concatenate([oracles.unit_rows(rng, 40), oracles.unit_rows(rng, 1).repeat(200, axis=0)])
-    calls = []
-    original = neighbors._CandidateSearch.above_threshold
-
-    def counted(self: neighbors._CandidateSearch, wanted: torch.Tensor, k: int) -> object:
-        calls.append(len(wanted))
-        return original(self, wanted, k)
-
-    monkeypatch.setattr(neighbors._CandidateSearch, "above_threshold", counted)
-    _, indices = FeatureTable(rows, search_dtype=torch.bfloat16).nearest(10, 0, 240)
-    assert sum(calls) >= 200  # the equal rows cannot be told apart by any number of candidates
-    np.testing.assert_array_equal(indices.numpy(), oracles.ranking(rows)[1][:, :10])
+    table = FeatureTable(rows, search_dtype=dtype)
+    search = Search(table.own, 0, 10, dtype, table.block_bytes)
+    for tile in table.tiles():
+        search.look_through(tile)
+    assert search._dtype == torch.float32
+    np.testing.assert_array_equal(search.result()[1].numpy(), oracles.ranking(rows)[1][:, :10])
 
 
-def test_most_rows_are_proven_by_the_fast_search(rng: np.random.Generator) -> None:
-    table = FeatureTable(oracles.unit_rows(rng, 3000, 64, clusters=100), search_dtype=torch.bfloat16)
-    _, proven = neighbors._CandidateSearch(table, torch.bfloat16, 1.0).best(0, 3000, 30)
-    assert proven.float().mean() > 0.95
+def test_few_pairs_are_decided_in_double_precision(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    decided = []
+    original = Tile.similarities
+
+    def counted(tile: Tile, left: torch.Tensor, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        decided.append(len(owners))
+        return original(tile, left, owners, columns)
+
+    monkeypatch.setattr(Tile, "similarities", counted)
+    FeatureTable(oracles.unit_rows(rng, 3000, 64, clusters=100), search_dtype=torch.bfloat16).nearest(30)
+    assert 3000 * 30 <= sum(decided) < 3000 * 3000 / 15
 
 
 def test_error_bound_holds_for_every_pair(rng: np.random.Generator) -> None:
@@ -74,12 +78,22 @@ def test_error_bound_holds_for_every_pair(rng: np.random.Generator) -> None:
     rows /= rows.norm(dim=1, keepdim=True)
     wide = rows.double()
     for dtype in FORMATS:
-        search = neighbors._CandidateSearch(FeatureTable(rows, search_dtype=dtype), dtype, 1.0)
-        scores = search._scores(slice(0, 300)).double()
-        offset = (scores - wide @ wide.T).median(dim=1, keepdim=True)[0]
-        roundoff = neighbors._ROUNDOFF[dtype] * scores.abs()
-        # The constant of a row is only known up to the bound itself: hence twice.
-        assert bool(((scores - wide @ wide.T - offset).abs() <= 2 * (search.error[:, None] + roundoff)).all())
+        rounded = RoundedRows(rows, rows.mean(0), dtype)
+        scores = (rounded.left(slice(0, 300)) @ rounded.matrix.T).double()
+        found = scores + rounded.constants.double()[:, None]
+        roundoff = ROUNDOFF[dtype] * scores.abs()
+        error = rounded.error(slice(0, 300), rounded)[:, None]
+        assert bool(((found - wide @ wide.T).abs() <= error + roundoff).all())
+
+
+@given(values=st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=40), seed=st.integers(0, 99))
+def test_packed_pairs_order_as_similarity_and_lower_column_do(values: list[float], seed: int) -> None:
+    similarities = torch.tensor(values, dtype=torch.float32)
+    columns = torch.from_numpy(np.random.default_rng(seed).permutation(len(values)).astype(np.int64))
+    keys = pack(similarities, columns)
+    order = sorted(range(len(values)), key=lambda place: (-values[place], int(columns[place])))
+    assert keys.argsort(descending=True).tolist() == order
+    assert torch.equal(unpack(keys)[0], similarities + 0.0) and torch.equal(unpack(keys)[1].long(), columns)
 
 
 def test_same_bits_for_any_block_size_row_range_and_format(rng: np.random.Generator) -> None:
@@ -99,7 +113,10 @@ def test_gathered_products_agree_with_the_sampled_ones(rng: np.random.Generator)
     owners = torch.arange(200).repeat_interleave(7)
     columns = torch.from_numpy(rng.integers(200, size=1400))
     torch.testing.assert_close(
-        table.gathered_product(owners, columns), table.similarities(owners, columns), rtol=0, atol=1e-7
+        Tile(0, table.own).gathered_product(table.own, owners, columns),
+        table.similarities(owners.int(), columns.int()),
+        rtol=0,
+        atol=1e-7,
     )
 
 

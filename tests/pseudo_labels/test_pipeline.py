@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from ccreid_cli.cli.app import main
 from ccreid_cli.core.errors import DataError, UsageError
-from ccreid_cli.machine.distributed import Group
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, dbscan
-from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs
-from ccreid_cli.pseudo_labels.neighbors import FeatureTable, shared_neighbors
+from ccreid_cli.pseudo_labels.jaccard import near_pairs
+from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
@@ -45,12 +45,11 @@ def test_reference_labels_at_real_scale(golden: Path) -> None:
     reference = np.load(golden / "market1501_mobilenet_v2_train.npz")
     features = reference["features"].astype(np.float32)
     table = FeatureTable(torch.from_numpy(features / np.linalg.norm(features, axis=1, keepdims=True)))
-    similarities, indices = shared_neighbors(table, 30, Group())
-    pairs = near_pairs(table, similarities, indices, 30, 6, Group(), 0.6)  # the nearer ones are among them
-    graph = graph_from_pairs(pairs, len(table))
+    similarities, indices = table.nearest(30)
+    pairs = near_pairs(table, similarities, indices, 30, 6, 0.6)  # the nearer ones are among them
     for eps in (0.4, 0.5, 0.6):
         expected = reference[f"labels_k1_30_k2_6_eps_{eps}"]
-        found = dbscan(graph, eps)
+        found = dbscan(pairs, len(table), eps)
         assert adjusted_rand_score(expected, found) >= 0.99
         assert abs(found.max() - expected.max()) <= 0.01 * (expected.max() + 1)
 
@@ -134,6 +133,24 @@ def test_labels_do_not_depend_on_the_number_of_processes(method: str, tmp_path: 
     assert alone.num_clusters > 3 and (method == "infomap" or alone.num_outliers > 3)
     for labels in tiny.call_in_ranks(steps_in_ranks.labels_in_group, 3, tmp_path, rows, settings):
         np.testing.assert_array_equal(labels, alone.labels)
+
+
+@pytest.mark.parametrize(("world", "eps"), [(2, 0.6), (3, "auto")])
+def test_processes_with_their_share_alone_give_the_same_labels(
+    world: int, eps: Any, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    rows, _ = noisy_rows(rng, 1.3)
+    settings = ClusterSettings("dbscan", eps, 15, 4)
+    alone = pseudo_labels(rows, settings)
+    for labels in tiny.call_in_ranks(steps_in_ranks.labels_of_shares, world, tmp_path, 3.0 * rows, settings):
+        np.testing.assert_array_equal(labels, alone.labels)
+
+
+def test_a_row_that_is_no_direction_is_named_by_its_number_among_all(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows, _ = noisy_rows(rng, 1.0)
+    rows[217] = torch.nan
+    for said in tiny.call_in_ranks(steps_in_ranks.labels_of_shares, 2, tmp_path, rows, ClusterSettings()):
+        assert "1 of 301" in said and "row 217" in said
 
 
 def test_a_clusterer_needs_one_row(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+
+from ccreid_cli.pseudo_labels.overlap import Pairs
 
 
 def unit_rows(rng: np.random.Generator, total: int, dim: int = 16, clusters: int = 0) -> NDArray[np.float32]:
@@ -56,3 +59,10 @@ def dense(graph: object) -> NDArray[np.float32]:
     distances = np.ones(entries.shape, dtype=np.float32)
     distances[entries.row, entries.col] = entries.data
     return distances
+
+
+def pairs_of(graph: sparse.csr_matrix) -> Pairs:
+    """The pairs i < j that a symmetric graph stores."""
+    entries = graph.tocoo()
+    upper = entries.row < entries.col
+    return Pairs(entries.row[upper], entries.col[upper], entries.data[upper])

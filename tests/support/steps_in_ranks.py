@@ -22,7 +22,12 @@ from ccreid_cli.machine.distributed import Group, process_group
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.cluster_contrast import ClusterContrast
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
+from ccreid_cli.pseudo_labels import neighbors
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
+from ccreid_cli.pseudo_labels.density import dbscan
+from ccreid_cli.pseudo_labels.jaccard import near_pairs
+from ccreid_cli.pseudo_labels.neighbors import FeatureTable
+from ccreid_cli.pseudo_labels.overlap import Pairs
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
@@ -127,6 +132,32 @@ def labels_in_group(features: Tensor, settings: ClusterSettings) -> Any:
             return pseudo_labels(features, settings, group=group).labels
     except DataError as error:
         return error.message
+
+
+def labels_of_shares(features: Tensor, settings: ClusterSettings, piece_bytes: int = 1 << 12) -> Any:
+    """As `labels_in_group`, each process with its share of the features alone; rows travel in small pieces."""
+    neighbors._CPU_BLOCK_BYTES = piece_bytes
+    try:
+        with process_group(CPU, 30) as group:
+            start, stop = group.bounds(len(features))
+            return pseudo_labels(features[start:stop].clone(), settings, total=len(features), group=group).labels
+    except DataError as error:
+        return error.message
+
+
+def pairs_in_group(features: Any, k1: int, k2: int, most: float) -> Any:
+    """Return the near pairs that this process finds, which has only its share of the features."""
+    with process_group(CPU, 30) as group:
+        start, stop = group.bounds(len(features))
+        table = FeatureTable(features[start:stop], group=group, total=len(features), block_bytes=1 << 10)
+        return near_pairs(table, *table.nearest(k1), k1, k2, most)
+
+
+def clusters_in_group(pairs: Pairs, owners: Any, total: int) -> Any:
+    with process_group(CPU, 30) as group:
+        here = owners == group.rank
+        own = Pairs(pairs.rows[here], pairs.columns[here], pairs.distances[here])
+        return dbscan(own, total, 0.5, 2, group=group)
 
 
 def evaluation_in_group(query: Tensor, gallery: Tensor, dataset: Any) -> Any:

@@ -7,16 +7,16 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.ring import send_to_main
 from ccreid_cli.machine.stopwatch import Stopwatch
 from ccreid_cli.pseudo_labels.clustering import Clustering, ClusterSettings
-from ccreid_cli.pseudo_labels.neighbors import FeatureTable, shared_neighbors
+from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.registry import ClustererRow
 
 
 def cluster(table: FeatureTable, settings: ClusterSettings, group: Group, watch: Stopwatch) -> Clustering:
     with watch.stage("neighbors"):
-        own, indices = shared_neighbors(table, settings.k1, group)
-        similarities = group.gather_rows(own)
+        similarities, indices = (send_to_main(group, part) for part in table.nearest(settings.k1))
     with watch.stage("components"):
         eps = float(settings.eps)
         return Clustering(group.on_main(lambda: components(similarities.numpy(), indices.numpy(), eps)))

@@ -1,0 +1,102 @@
+"""Some rows of a feature file: what one of several processes needs, without the rest."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ccreid_cli.core.errors import DataError
+from ccreid_cli.inference.feature_file import checked_features, normalize_rows
+from ccreid_cli.inference.stored_arrays import UNREADABLE, StoredArrays, load_arrays
+
+_ROWS_AT_ONCE = 4096
+
+
+def count_rows(path: Path) -> int:
+    """Return how many features a file has, N; where the file's head does not tell, all of it is read.
+
+    Raises:
+        UsageError: Reading the file needs a package that is missing.
+        DataError: The file is missing, damaged or something else, or has no features.
+    """
+    if path.suffix.lower() == ".npz" and path.is_file():
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open("features.npy") as file:
+                shape = _read_head(file)[0]
+            if len(shape) == 2 and all(shape):
+                return int(shape[0])
+        except UNREADABLE:
+            pass  # what is wrong, or how else it is to be read, `load_arrays` knows
+    stored = load_arrays(path, ("features",), in_place=True)
+    features = stored.take("features")
+    if features.ndim != 2 or 0 in features.shape:
+        checked_features(stored, need_ids=False)  # says what is wrong
+    return len(features)
+
+
+def read_unit_rows(path: Path, start: int, stop: int) -> NDArray[np.float32]:
+    """Read the rows [start, stop) of the features of a file, check them and scale them to length 1.
+
+    Of an ``.npy`` and an ``.npz`` nothing else is kept in memory; a ``.parquet`` is read whole first.
+
+    Returns:
+        (stop - start, D) float32.
+
+    Raises:
+        UsageError: Reading the file needs a package that is missing.
+        DataError: As for `feature_file.read_features`.
+    """
+    found = _slice_of_npz(path, start, stop) if path.suffix.lower() == ".npz" else None
+    if found is None:
+        found = load_arrays(path, ("features",), in_place=True).take("features")[start:stop]
+    if stop <= start:
+        return np.empty((0, *found.shape[1:]), dtype=np.float32)
+    try:
+        rows = checked_features(StoredArrays(path, {"features": found}), need_ids=False).features
+    except DataError as error:
+        raise DataError(
+            f"{error.message} (counted from row {start:,})" if start else error.message, error.hint
+        ) from error
+    if not rows.flags.writeable:
+        rows = rows.copy()
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        rows[first : first + _ROWS_AT_ONCE] = normalize_rows(rows[first : first + _ROWS_AT_ONCE])
+    return rows
+
+
+def _slice_of_npz(path: Path, start: int, stop: int) -> NDArray[Any] | None:
+    """Read some rows of a matrix in an archive; None where they are not stored one after another."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("features.npy") as file:
+            shape, is_fortran, dtype = _read_head(file)
+            if is_fortran or dtype.hasobject or len(shape) != 2:
+                return None
+            row_bytes = shape[1] * dtype.itemsize
+            file.seek(start * row_bytes, 1)
+            rows = np.empty((stop - start, shape[1]), dtype=dtype)
+            return rows if _read_into(file, rows.reshape(-1).view(np.uint8)) else None
+    except UNREADABLE:
+        return None
+
+
+def _read_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, order and type of the array that a file in NumPy's format begins with."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _read_into(file: IO[bytes], target: NDArray[np.uint8]) -> bool:
+    """Fill `target`; whether there was enough to read."""
+    done = 0
+    while done < len(target):
+        part = file.read(min(1 << 22, len(target) - done))
+        if not part:
+            return False
+        target[done : done + len(part)] = np.frombuffer(part, dtype=np.uint8)
+        done += len(part)
+    return True

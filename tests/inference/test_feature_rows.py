@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ccreid_cli.core.errors import DataError
+from ccreid_cli.inference.feature_file import normalize_rows
+from ccreid_cli.inference.feature_rows import count_rows, read_unit_rows
+
+
+@pytest.fixture
+def rows(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(101, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["stored.npz", "packed.npz", "turned.npz", "half.npz", "plain.npy"])
+def test_parts_of_a_file_are_those_of_the_whole(name: str, rows: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "plain.npy":
+        np.save(path, rows)
+    else:
+        save = np.savez_compressed if name == "packed.npz" else np.savez
+        written = {"turned.npz": np.asfortranarray(rows), "half.npz": rows.astype(np.float16)}.get(name, rows)
+        save(path, ids=np.arange(101), features=written)
+    whole = normalize_rows(rows.astype(np.float16).astype(np.float32) if name == "half.npz" else rows)
+    assert count_rows(path) == 101
+    for start, stop in ((0, 101), (0, 40), (40, 41), (41, 101), (7, 7)):
+        found = read_unit_rows(path, start, stop)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, whole[start:stop])
+
+
+def test_what_is_wrong_is_said(rows: np.ndarray, tmp_path: Path) -> None:
+    rows[70] = np.nan
+    np.savez(tmp_path / "f.npz", features=rows)
+    with pytest.raises(DataError, match=r"20 .*counted from row 50|counted from row 50"):
+        read_unit_rows(tmp_path / "f.npz", 50, 101)
+    np.savez(tmp_path / "flat.npz", features=rows[:, 0])
+    np.savez(tmp_path / "none.npz", features=rows[:0])
+    np.savez(tmp_path / "other.npz", feats=rows)
+    for name, words in (("flat", "N x D"), ("none", "N x D"), ("other", "features")):
+        with pytest.raises(DataError, match=words):
+            count_rows(tmp_path / f"{name}.npz")
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "f.npz").read_bytes()[:500])
+    with pytest.raises(DataError, match=r"broken\.npz"):
+        count_rows(tmp_path / "broken.npz")
