@@ -83,10 +83,10 @@ def cluster_features(
         total = count_rows(file)
         named = load_arrays(file, ("ids",), in_place=True)
         ids = names_of_rows(named, "ids", total) if "ids" in named.arrays and group.is_main else None
-        rows = read_unit_rows(file, *group.bounds(total))
+        features = read_unit_rows(file, *group.bounds(total))
         start = time.perf_counter()
-        found = pseudo_labels(rows, ClusterSettings.of(config), total=total, group=group, reporter=reporter)
-        del rows
+        found = pseudo_labels(features, ClusterSettings.of(config), total=total, group=group, reporter=reporter)
+        del features
     if not group.is_main:
         return
     reporter.message(
