@@ -16,7 +16,7 @@ from ccreid_cli.pseudo_labels.sparse_rows import Scratch, SparseRows, expand_ran
 _TAIL_SHARE = 0.7  # of the overlap asked for: more shortens the heads, but leaves more pairs to sum in full
 
 
-_ENTRIES_AT_ONCE = 1 << 20
+_ENTRIES_AT_ONCE = 1 << 21
 """Entries of the weights that are worked on, and travel, together."""
 
 
@@ -164,6 +164,7 @@ class OverlapSearch:
         # Whose place a column takes in a table of the columns of a few rows; 0 for those of other rows.
         self._columns = torch.zeros(self._total, dtype=torch.int32, device=weights.device)
         self._budget = scratch_bytes(weights.device)
+        self._table = weights.values.new_zeros(0)
 
     def _cut_heads(self) -> None:
         """Put the rare columns of each row first, and count those that weigh more than the slack with all behind."""
@@ -317,16 +318,19 @@ class OverlapSearch:
         distinct = columns[self._columns[columns] == order]
         self._columns[distinct] = torch.arange(1, len(distinct) + 1, dtype=torch.int32, device=rows.device)
         width = len(distinct) + 1
-        table = weights.values.new_zeros((last - first) * width)
+        if len(self._table) < (last - first) * width:
+            self._table = weights.values.new_zeros((last - first) * width)
         owners = torch.repeat_interleave(weights.offsets[first : last + 1].diff())
-        table[owners * width + self._columns[columns]] = weights.values[entries]
+        keys = owners.mul_(width).add_(self._columns[columns])
+        self._table.scatter_(0, keys, weights.values[entries])
         for left, right in zip(torch.split(rows, 1 << 13), torch.split(others, 1 << 13), strict=True):
             pair, positions = tile.weights.expand(right)
             places = (left * width).index_select(0, pair)
             places += self._columns.index_select(0, tile.weights.columns.index_select(0, positions))
-            shared = torch.minimum(table.index_select(0, places), tile.weights.values.index_select(0, positions))
+            shared = torch.minimum(self._table.index_select(0, places), tile.weights.values.index_select(0, positions))
             sums.append(shared.new_zeros(len(left)).scatter_add_(0, pair, shared).long())
         self._columns[distinct] = 0
+        self._table.index_fill_(0, keys, 0)
         return torch.cat(sums)
 
 
