@@ -22,7 +22,7 @@ from ccreid_cli.pseudo_labels.nearest import Search
 
 FeatureArray = torch.Tensor | NDArray[np.float32] | NDArray[np.float16] | NDArray[np.float64]
 
-_CPU_BLOCK_BYTES = 8 << 20
+_CPU_BLOCK_BYTES = 32 << 20
 _MOST_BLOCK_BYTES = 8 << 30
 """Of a GPU: its kernels index scores with 32 bits as long as they are fewer than 2**31."""
 _TILE_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
@@ -38,7 +38,7 @@ class FeatureTable:
         group: The processes that share the work; all call the same methods together.
         total: N, where each process has only the rows of its own share, `Group.bounds(N)`.
         search_dtype: Number format of the candidate search; None takes the fastest; the result is the same.
-        block_bytes: Memory for one block of scores, and at least for one tile of rows; None takes 8 MiB on the CPU, at
+        block_bytes: Memory for one block of scores, and at least for one tile of rows; None takes 32 MiB on the CPU, at
             most an eighth of a GPU's free.
         counts: How many images each of the N rows stands for; None for one each.
 
@@ -99,7 +99,7 @@ class FeatureTable:
     def _tile_rows(self) -> int:
         """Rows of a tile: few tiles, as each costs some exact similarities; small ones where several are held."""
         row_bytes = 4 * max(1, self.own.shape[1])
-        share = len(self) * row_bytes // self.group.world // (4 if self._is_whole else 8)
+        share = len(self) * row_bytes // (1 if self._is_whole else 8 * self.group.world)
         most = _TILE_BYTES[self.device.type]
         rows = min(most, max(self.block_bytes, share)) // row_bytes
         return max(1, rows // 64 * 64 or rows)  # a product of such a width is a third faster than one of odd width
