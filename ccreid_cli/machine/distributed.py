@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import time
 import traceback
@@ -25,18 +24,15 @@ from numpy.typing import NDArray
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from ccreid_cli.core import errors
-from ccreid_cli.core.errors import CcreidError, DeviceError, Interrupted, UsageError
-from ccreid_cli.machine.device import is_out_of_memory
+from ccreid_cli.core.errors import Interrupted, UsageError
 from ccreid_cli.machine.heartbeats import Heartbeats
 from ccreid_cli.machine.ranks import launched_rank, launched_world, local_world, threads_per_process
+from ccreid_cli.machine.shared_failures import exchanging, lost, raise_shared, share_error
 
 T = TypeVar("T")
 
-_FAILURE, _LEFT = "failure", "left"
+_LEFT = "left"
 _POLL_SECONDS = 0.1
-_GO_ON = "`ccreid resume` goes on."
-_WHEN_LOST = f"A system that is short of memory kills processes (see `dmesg`). {_GO_ON}"
 _LINGER_SECONDS = 3.0
 """How long the rank that serves the store waits for the others, which may have to read why it failed."""
 
@@ -287,13 +283,12 @@ class Group:
 
     def _check_others(self, notes: Store) -> None:
         """Raise the error of a rank that failed, or one that names a rank that was killed."""
-        if notes.check([_FAILURE]):
-            raise _failure_from(notes.get(_FAILURE))
+        raise_shared(notes)
         if self._beats and (silent := self._beats.silent()) is not None:
-            raise _lost(silent, self.world)
+            raise lost(silent, self.world)
 
     def _exchange(self) -> AbstractContextManager[None]:
-        return _exchange(self.rank, self.world)
+        return exchanging(self.rank, self.world)
 
 
 @contextmanager
@@ -321,17 +316,17 @@ def process_group(device: torch.device, timeout_seconds: float = 600.0) -> Itera
     rank, notes, beats = launched_rank(), None, None
     try:
         timeout = timedelta(seconds=timeout_seconds)
-        with _exchange(rank, world):
+        with exchanging(rank, world):
             store, rank, world = next(rendezvous("env://", rank, world, timeout=timeout))
             notes = PrefixStore("ccreid", store)
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
             beats = Heartbeats(notes, rank, world, timeout_seconds)
         yield Group(rank, world, device, notes, beats, timeout)
-        with _exchange(rank, world):
+        with exchanging(rank, world):
             _leave(notes, beats, rank, world, together=True)
     except BaseException as error:
-        shared = _share_error(error, notes, rank, world)
+        shared = share_error(error, notes, rank, world)
         # What the failed frames hold keeps the connections open, and the others waiting.
         for failed in filter(None, (error, error.__cause__)):
             traceback.clear_frames(failed.__traceback__)
@@ -340,66 +335,6 @@ def process_group(device: torch.device, timeout_seconds: float = 600.0) -> Itera
         if shared is error:
             raise
         raise shared from error
-
-
-@contextmanager
-def _exchange(rank: int, world: int) -> Iterator[None]:
-    """Turn what a broken connection raises within the block (with gloo a bare RuntimeError) into a `DeviceError`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
-            raise
-        raise _lost_others(error, rank, world) from error
-
-
-def _lost(rank: int, world: int) -> DeviceError:
-    return DeviceError(f"process {rank} of {world} was killed, or does not answer any more.", _WHEN_LOST)
-
-
-def _lost_others(error: RuntimeError, rank: int, world: int) -> DeviceError:
-    return DeviceError(
-        f"process {rank} of {world} lost the others: {str(error).splitlines()[0]}",
-        f"Another process was killed, or did not answer within the time-out. {_GO_ON}",
-    )
-
-
-def _share_error(error: BaseException, notes: Store | None, rank: int, world: int) -> BaseException:
-    """Write an error to the store for the others, unless another rank failed first.
-
-    Returns:
-        What this process is to raise: `error`, or that of the rank that failed first.
-    """
-    if isinstance(error, Interrupted):
-        error.shown_elsewhere = rank > 0
-        return error
-    if isinstance(error, dist.DistError):  # NCCL exchanges in the background: a later operation may raise it
-        error = _lost_others(error, rank, world)
-    if isinstance(error, CcreidError):
-        return _write_failure(notes, error) or error
-    what = f"failed: {type(error).__name__}: {error}" if isinstance(error, Exception) else "was stopped."
-    _write_failure(notes, DeviceError(f"process {rank} of {world} {what}"))
-    return error
-
-
-def _write_failure(notes: Store | None, error: CcreidError) -> CcreidError | None:
-    """Write an error to the store, unless there is one already: then return that."""
-    if notes is None or error.shown_elsewhere:
-        return None
-    own = json.dumps([type(error).__name__, error.message, error.hint])
-    try:
-        found = notes.compare_set(_FAILURE, "", own)
-    except RuntimeError:
-        return None  # the rank that serves the store was killed
-    return None if found.decode() == own else _failure_from(found)
-
-
-def _failure_from(text: bytes) -> CcreidError:
-    name, message, hint = json.loads(text)
-    kind: type[CcreidError] = getattr(errors, name, CcreidError)
-    error = kind(message, hint)
-    error.shown_elsewhere = True
-    return error
 
 
 def _leave(notes: Store | None, beats: Heartbeats | None, rank: int, world: int, *, together: bool) -> None:
