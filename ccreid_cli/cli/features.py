@@ -30,8 +30,8 @@ def cluster_features(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A feature file: .npz with `features` (N x D), .npy or .parquet; `ids` (N), if there, only rate "
-            "the labels."
+            help="A feature file: .npz with `features` (N x D), .npy or .parquet, or a folder of `ccreid extract`; "
+            "`ids` (N), if there, only rate the labels."
         ),
     ],
     out: Annotated[

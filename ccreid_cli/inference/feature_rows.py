@@ -1,4 +1,4 @@
-"""Some rows of a feature file: what one of several processes needs, without the rest."""
+"""Some rows of a feature file or a folder of them: what one of several processes needs, without the rest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.inference.feature_file import checked_features, normalize_rows
+from ccreid_cli.inference.shard_index import read_whole_index, shard_file
 from ccreid_cli.inference.stored_arrays import UNREADABLE, StoredArrays, load_arrays
 
 _ROWS_AT_ONCE = 4096
@@ -23,6 +24,8 @@ def count_rows(path: Path) -> int:
         UsageError: Reading the file needs a package that is missing.
         DataError: The file is missing, damaged or something else, or has no features.
     """
+    if path.is_dir():
+        return sum(read_whole_index(path).rows or ())
     if path.suffix.lower() == ".npz" and path.is_file():
         try:
             with zipfile.ZipFile(path) as archive, archive.open("features.npy") as file:
@@ -41,7 +44,8 @@ def count_rows(path: Path) -> int:
 def read_unit_rows(path: Path, start: int, stop: int) -> NDArray[np.float32]:
     """Read the rows [start, stop) of the features of a file, check them and scale them to length 1.
 
-    Of an ``.npy`` and an ``.npz`` nothing else is kept in memory; a ``.parquet`` is read whole first.
+    Of an ``.npy``, an ``.npz`` and a folder of shards nothing else is kept in memory; a ``.parquet`` is read whole
+    first.
 
     Returns:
         (stop - start, D) float32.
@@ -50,7 +54,11 @@ def read_unit_rows(path: Path, start: int, stop: int) -> NDArray[np.float32]:
         UsageError: Reading the file needs a package that is missing.
         DataError: As for `feature_file.read_features`.
     """
-    found = _slice_of_npz(path, start, stop) if path.suffix.lower() == ".npz" else None
+    found = None
+    if path.is_dir():
+        found = _slice_of_shards(path, start, stop)
+    elif path.suffix.lower() == ".npz":
+        found = _slice_of_npz(path, start, stop)
     if found is None:
         found = load_arrays(path, ("features",), in_place=True).take("features")[start:stop]
     if stop <= start:
@@ -66,6 +74,19 @@ def read_unit_rows(path: Path, start: int, stop: int) -> NDArray[np.float32]:
     for first in range(0, len(rows), _ROWS_AT_ONCE):
         rows[first : first + _ROWS_AT_ONCE] = normalize_rows(rows[first : first + _ROWS_AT_ONCE])
     return rows
+
+
+def _slice_of_shards(folder: Path, start: int, stop: int) -> NDArray[Any] | None:
+    """Read some rows of a folder of features; None where a shard is damaged."""
+    ends = np.cumsum(read_whole_index(folder).rows or ()).tolist()
+    parts: list[NDArray[Any]] = []
+    for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        if max(begin, start) < min(end, stop):
+            part = _slice_of_npz(shard_file(folder, number), max(begin, start) - begin, min(end, stop) - begin)
+            if part is None:
+                return None
+            parts.append(part)
+    return np.concatenate(parts) if parts else _slice_of_npz(shard_file(folder, 0), 0, 0)
 
 
 def _slice_of_npz(path: Path, start: int, stop: int) -> NDArray[Any] | None:

@@ -8,6 +8,7 @@ import pytest
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.inference.feature_file import normalize_rows
 from ccreid_cli.inference.feature_rows import count_rows, read_unit_rows
+from ccreid_cli.inference.shard_index import ShardIndex, shard_file
 
 
 @pytest.fixture
@@ -15,11 +16,16 @@ def rows(rng: np.random.Generator) -> np.ndarray:
     return rng.normal(size=(101, 6)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["stored.npz", "packed.npz", "turned.npz", "half.npz", "plain.npy"])
+@pytest.mark.parametrize("name", ["stored.npz", "packed.npz", "turned.npz", "half.npz", "plain.npy", "shards"])
 def test_parts_of_a_file_are_those_of_the_whole(name: str, rows: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / name
     if name == "plain.npy":
         np.save(path, rows)
+    elif name == "shards":
+        path.mkdir()
+        for number, part in enumerate((rows[:40], rows[40:90], rows[90:])):
+            np.savez(shard_file(path, number), features=part)
+        ShardIndex({}, 3, (40, 50, 11)).write(path)
     else:
         save = np.savez_compressed if name == "packed.npz" else np.savez
         written = {"turned.npz": np.asfortranarray(rows), "half.npz": rows.astype(np.float16)}.get(name, rows)
@@ -30,6 +36,15 @@ def test_parts_of_a_file_are_those_of_the_whole(name: str, rows: np.ndarray, tmp
         found = read_unit_rows(path, start, stop)
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, whole[start:stop])
+
+
+def test_a_process_reads_none_of_the_shards_of_others(rows: np.ndarray, tmp_path: Path) -> None:
+    np.savez(shard_file(tmp_path, 0), features=rows[:60])
+    shard_file(tmp_path, 1).write_bytes(b"damaged")
+    ShardIndex({}, 2, (60, 41)).write(tmp_path)
+    np.testing.assert_array_equal(read_unit_rows(tmp_path, 10, 60), normalize_rows(rows[10:60].copy()))
+    with pytest.raises(DataError, match="000001"):
+        read_unit_rows(tmp_path, 50, 61)
 
 
 def test_what_is_wrong_is_said(rows: np.ndarray, tmp_path: Path) -> None:
