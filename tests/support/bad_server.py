@@ -42,8 +42,8 @@ class Request:
     def body(self, data: bytes, *, block: int = 1 << 16, pause: float = 0.0) -> None:
         for start in range(0, len(data), block):
             piece = data[start : start + block]
+            self.server.sent_bytes += len(piece)  # first: the client may be ahead of this thread
             self.raw(piece)
-            self.server.sent_bytes += len(piece)
             if pause:
                 time.sleep(pause)
 
