@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny import TinyNet, Warnings
+from tiny import Warnings
 
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import SilentReporter
@@ -19,20 +18,10 @@ from ccreid_cli.inference.embedder import Embedder
 from ccreid_cli.inference.embedding_file import read_embeddings
 from ccreid_cli.inference.image_list import list_source
 from ccreid_cli.inference.image_parts import ListParts, Parts, TarParts, expand_braces, parts_of
-from ccreid_cli.inference.loading import LoadedModel, Preprocessing
 from ccreid_cli.inference.sharded_extraction import Extraction, embed_in_shards, write_shards
 from ccreid_cli.inference.stored_arrays import holds_features
-from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 
 SAY = SilentReporter()
-
-
-@pytest.fixture(scope="module")
-def embedder() -> Embedder:
-    torch.manual_seed(0)
-    assert TinyNet  # importing it registers the network
-    model = ReidNet(ModelSpec("tiny")).eval()
-    return Embedder(LoadedModel(model, "tiny", None, {}, torch.device("cpu")), Preprocessing(32, 16), "fp32")
 
 
 @pytest.fixture

@@ -11,9 +11,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny import TinyNet
 
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.locks import FileLock, LockedError
@@ -22,7 +20,7 @@ from ccreid_cli.inference.embedder import EmbeddedFiles, Embedder
 from ccreid_cli.inference.embedding_file import EmbeddingFile, read_embeddings
 from ccreid_cli.inference.image_list import ImageList
 from ccreid_cli.inference.image_parts import ListParts
-from ccreid_cli.inference.loading import LoadedModel, Preprocessing
+from ccreid_cli.inference.loading import Preprocessing
 from ccreid_cli.inference.shard_index import (
     check_feature_folder,
     is_feature_folder,
@@ -31,17 +29,8 @@ from ccreid_cli.inference.shard_index import (
     remove_shards,
 )
 from ccreid_cli.inference.sharded_extraction import Extraction, embed_in_shards, write_shards
-from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 
 SAY = SilentReporter()
-
-
-@pytest.fixture(scope="module")
-def embedder() -> Embedder:
-    torch.manual_seed(0)
-    assert TinyNet  # importing it registers the network
-    model = ReidNet(ModelSpec("tiny")).eval()
-    return Embedder(LoadedModel(model, "tiny", None, {}, torch.device("cpu")), Preprocessing(32, 16), "fp32")
 
 
 @pytest.fixture

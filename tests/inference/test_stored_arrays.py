@@ -130,3 +130,15 @@ def test_features_of_a_plain_folder_say_how_to_get_ids(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no array `ids`") as caught:
         read_features(tmp_path / "f.npz", need_ids=True)
     assert "--split" in str(caught.value.hint)
+
+
+def test_a_compression_that_does_not_exist_is_said(tmp_path: Path) -> None:
+    """A damaged byte can name one: zipfile then raises NotImplementedError."""
+    path = tmp_path / "f.npz"
+    np.savez(path, features=ROWS)
+    data = bytearray(path.read_bytes())
+    central = data.index(b"PK\x01\x02")
+    data[8] = data[central + 10] = 99
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"f\.npz is no readable NumPy file"):
+        read_features(path, need_ids=False)
