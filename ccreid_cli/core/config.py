@@ -102,7 +102,11 @@ class TrainConfig:
 
     colour_jitter: Annotated[
         float,
-        Setting("Change the colours of half of the images: cast, light, contrast, saturation; 0: none.", BATCHES, ge=0),
+        Setting(
+            "How strongly to change the colours of half of the images (light, contrast and so on); 1 is usual, 0 none.",
+            BATCHES,
+            ge=0,
+        ),
     ] = 0.0
 
     cluster: Annotated[str, Setting("Clusterer: {names}.", LABELS, names="clusterer")] = "dbscan"
@@ -138,7 +142,12 @@ class TrainConfig:
     ] = "exact"
     recall: Annotated[
         float,
-        Setting("Share of the neighbours that approximate ones are to hold; measured and shown.", LABELS, gt=0, lt=1),
+        Setting(
+            "Share of the true neighbours that an approximate search is to find; measured and shown.",
+            LABELS,
+            gt=0,
+            lt=1,
+        ),
     ] = 0.95
 
     camera_norm: Annotated[
@@ -154,7 +163,8 @@ class TrainConfig:
     background_norm: Annotated[
         bool,
         Setting(
-            "Take out of features what the colours at the images' edges tell of them before they are clustered.", LABELS
+            "Remove from features what the colours at the images' edges predict of them, before they are clustered.",
+            LABELS,
         ),
     ] = False
 
