@@ -16,7 +16,7 @@ from ccreid_cli.machine.device import autocast
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.interface import Method
-from ccreid_cli.method.registry import METHODS
+from ccreid_cli.method.registry import make_method
 from ccreid_cli.method.sampling import sample_epoch
 from ccreid_cli.models.reid_net import ReidNet
 
@@ -111,7 +111,7 @@ def _method(bench: Bench, num_clusters: int) -> Method:
     random = torch.Generator().manual_seed(config.seed)
     number = max(_LEAST_CLUSTERS, num_clusters)
     rows = torch.nn.functional.normalize(torch.randn(number, bench.model.embedding_dim, generator=random))
-    method = METHODS[config.method].load()(bench.model, config)
+    method = make_method(bench.model, config)
     method.begin_epoch(0, rows.to(bench.device), torch.arange(number), torch.zeros(number, dtype=torch.int64))
     return method
 

@@ -213,6 +213,17 @@ class TrainConfig:
         ),
     ] = 1.0
 
+    weight_averaging: Annotated[
+        float,
+        Setting(
+            "Share that a step keeps of a running mean of the weights, which is scored, saved and exported in place of "
+            "the network itself; 0 for none. Example: --weight-averaging 0.98",
+            METHOD,
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+
     optimizer: Annotated[
         str, Setting("adam, adamw, or sgd (momentum 0.9).", OPTIMIZER, names=("adam", "adamw", "sgd"))
     ] = "adam"

@@ -85,6 +85,7 @@ class Saver:
         training = content["training"]
         try:
             self._model.load_state_dict(training.get("model", content["model"]))
+            self._method.evaluated().load_state_dict(content["model"])
             self._optimizer.load_state_dict(training["optimizer"])
             self._method.load_state_dict(training["method"])
             return TrainState.unpack(training)

@@ -47,7 +47,7 @@ from ccreid_cli.machine.device import (
 from ccreid_cli.machine.distributed import Group, process_group
 from ccreid_cli.machine.ranks import launched_world
 from ccreid_cli.machine.signals import stop_on_signals
-from ccreid_cli.method.registry import METHODS
+from ccreid_cli.method.registry import make_method
 from ccreid_cli.models.placing import place, prepare_training, probe_precision
 from ccreid_cli.models.reid_net import ReidNet, build_model
 
@@ -321,7 +321,7 @@ def _carry_through(
             config,
             dataset,
             model,
-            METHODS[config.method].load()(model, config),
+            make_method(model, config),
             store,
             test_set,
             run=run,

@@ -169,7 +169,7 @@ class Trainer:
         state.line = {"epoch": state.epoch, "seconds": {}}
         with self._timed("extract"):
             features = extract_features(
-                self.method.evaluated(),
+                self.model,
                 self.store,
                 device=self.group.device,
                 precision=config.precision,

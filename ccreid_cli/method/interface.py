@@ -55,7 +55,7 @@ class Method(Protocol):
         """
 
     def evaluated(self) -> ReidNet:
-        """Return the network whose features make labels and scores and which is exported."""
+        """Return the network that is scored, saved and exported; the one that is trained makes the labels."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must keep, at any step: tensors and plain values."""

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from ccreid_cli.core.components import Component
 
 if TYPE_CHECKING:
-    from ccreid_cli.method.interface import MethodFactory
+    from ccreid_cli.core.config import TrainConfig
+    from ccreid_cli.method.interface import Method, MethodFactory
+    from ccreid_cli.models.reid_net import ReidNet
 
 
 def _cluster_contrast() -> MethodFactory:
@@ -28,3 +30,18 @@ METHODS: dict[str, Component[MethodFactory]] = {
         "Cluster Contrast with inter-camera proxies (after Cho et al., 2022)", _camera_contrast
     ),
 }
+
+
+def make_method(model: ReidNet, config: TrainConfig) -> Method:
+    """Return what a run learns from.
+
+    Args:
+        model: The network, on its device.
+        config: The run's settings; its method is one of `METHODS`.
+    """
+    method = METHODS[config.method].load()(model, config)
+    if not config.weight_averaging:
+        return method
+    from ccreid_cli.method.averaging import WeightAveraging
+
+    return WeightAveraging(method, model, config.weight_averaging)

@@ -1,0 +1,62 @@
+"""A running mean of the network's weights beside a method: steadier than the network after any one step.
+
+As the teacher of Tarvainen and Valpola (arXiv 1703.01780), but nothing is learnt from it: it is what a run gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ccreid_cli.method.batch import Batch
+from ccreid_cli.method.interface import Method
+from ccreid_cli.models.reid_net import ReidNet
+
+
+class WeightAveraging:
+    """Adds to a method the mean of its network's weights and batch-norm statistics, taken after every step.
+
+    Args:
+        method: What a step learns from.
+        model: The network that is trained.
+        decay: Share of the mean that a step keeps, between 0 and 1.
+    """
+
+    def __init__(self, method: Method, model: ReidNet, decay: float) -> None:
+        self._method = method
+        self._mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self._mean.requires_grad_(requires_grad=False)
+        self._model = model
+
+    def begin_epoch(self, epoch: int, features: Tensor, labels: Tensor, camera_ids: Tensor) -> None:
+        """Let the method start from the labels."""
+        self._method.begin_epoch(epoch, features, labels, camera_ids)
+
+    def loss(self, features: Tensor, inputs: Tensor, part: Batch) -> Tensor:
+        """Return the method's loss."""
+        return self._method.loss(features, inputs, part)
+
+    def after_step(self, features: Tensor, batch: Batch) -> None:
+        """Let the method take in the step, then move the mean towards the network; the first step's is the network."""
+        self._method.after_step(features, batch)
+        self._mean.update_parameters(self._model)
+
+    def evaluated(self) -> ReidNet:
+        """Return the network whose weights are the mean."""
+        return cast(ReidNet, self._mean.module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the method's state and how many steps there were; a checkpoint holds the evaluated network itself."""
+        return {"method": self._method.state_dict(), "num_averaged": int(self._mean.n_averaged)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: It does not fit the method.
+        """
+        self._method.load_state_dict(state["method"])
+        self._mean.n_averaged.fill_(state["num_averaged"])
