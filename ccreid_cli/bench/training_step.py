@@ -14,6 +14,7 @@ from ccreid_cli.engine.step import TrainStep, make_optimizer
 from ccreid_cli.images.augment import draw_augmentation, normalize
 from ccreid_cli.machine.device import autocast
 from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.interface import Method
 from ccreid_cli.method.registry import make_method
@@ -112,7 +113,9 @@ def _method(bench: Bench, num_clusters: int) -> Method:
     number = max(_LEAST_CLUSTERS, num_clusters)
     rows = torch.nn.functional.normalize(torch.randn(number, bench.model.embedding_dim, generator=random))
     method = make_method(bench.model, config)
-    method.begin_epoch(0, rows.to(bench.device), torch.arange(number), torch.zeros(number, dtype=torch.int64))
+    method.begin_epoch(
+        0, SplitRows(rows.to(bench.device)), torch.arange(number), torch.zeros(number, dtype=torch.int64)
+    )
     return method
 
 

@@ -20,6 +20,7 @@ from ccreid_cli.engine.shared_scores import evaluate_together
 from ccreid_cli.images.opening import ImageSettings, open_paths
 from ccreid_cli.images.source import ImageSet
 from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.cameras import normalize_pair_by_camera
 from ccreid_cli.pseudo_labels.constraints import pool_rows
@@ -67,7 +68,7 @@ class EvaluationSet:
             description="extract test set",
             reporter=self.reporter,
             check_stop=check_stop,
-        )
+        ).gathered()
         num_query = len(self.dataset.query)
         return rows[:num_query], rows[num_query:]
 
@@ -123,7 +124,7 @@ def _by_tracklet(
     if len(first[0]) == len(dataset.query) and len(first[1]) == len(dataset.gallery):
         raise DataError(f"{dataset.name} has no tracklets.", "A manifest names them in a column tracklet.")
     chosen = replace(dataset, query=dataset.query.select(first[0]), gallery=dataset.gallery.select(first[1]))
-    return chosen, pool_rows(query, places[0]), pool_rows(gallery, places[1])
+    return chosen, pool_rows(SplitRows(query), places[0]).own, pool_rows(SplitRows(gallery), places[1]).own
 
 
 def _tracklet_places(split: Split) -> NDArray[np.int64]:

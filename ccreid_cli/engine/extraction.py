@@ -15,6 +15,7 @@ from ccreid_cli.images.sharded_store import ShardedStore
 from ccreid_cli.images.source import ImageSet
 from ccreid_cli.machine.device import autocast, unless_out_of_memory
 from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.models.fused import fuse, is_fusible
 from ccreid_cli.models.reid_net import ReidNet
 
@@ -58,8 +59,8 @@ def extract_features(
     reporter: Reporter | None = None,
     check_stop: Callable[[], None] | None = None,
     network: nn.Module | None = None,
-) -> torch.Tensor:
-    """Return the unit-length test-time features of every image of `store`, in order.
+) -> SplitRows:
+    """Compute the unit-length test-time features of every image of `store`, in order.
 
     Args:
         model: The network, on `device`. Its training mode is put back afterwards.
@@ -67,14 +68,15 @@ def extract_features(
         device: Where to compute.
         precision: ``fp32`` or ``bf16``; the features are float32 either way.
         batch_size: Images at once; by default what suits the device.
-        group: The processes that share the work; each gets all features.
+        group: The processes that share the work, and hold the features.
         description: The bar's name.
         reporter: Where progress goes.
         check_stop: Called before every batch; may raise to leave early.
         network: What `prepared` made of `model`, where more images follow: for a few, making it takes longer than they.
 
     Returns:
-        (N, D) float32, on `device`; on the CPU where that has no room for them.
+        (N, D) float32, on `device`; on the CPU where that has no room for them. Which images a process computes may
+        differ from those whose features it then holds.
 
     Raises:
         DeviceError: Not even one image fits into the device's memory. A batch that does not is halved.
@@ -105,7 +107,7 @@ def extract_features(
             first = last
     store.release_pages()
     model.train(was_training)
-    return group.gather_rows(rows)
+    return SplitRows.collected(rows, start, len(store), group)
 
 
 def _share(store: ImageSet, batch_size: int, group: Group) -> tuple[int, int]:

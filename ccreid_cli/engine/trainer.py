@@ -179,8 +179,9 @@ class Trainer:
                 check_stop=self._stop.check_alone,
             )
         found = pseudo_labels(
-            features,
+            features.own,
             ClusterSettings.of(config),
+            total=features.total,
             camera_ids=self._known_camera_ids,
             edges=self._edges,
             constraints=self._constraints,

@@ -185,7 +185,7 @@ class Embedder:
             batch_size=len(pixels),
             network=self._network,
         )
-        rows: NDArray[np.float32] = features.cpu().numpy()
+        rows: NDArray[np.float32] = features.own.cpu().numpy()
         return rows
 
     def _pixels(self, position: int, item: ImageLike) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """Many processes that behave like one.
 
-Every rank holds the labels and, in training, all features and the memory; the work of making them is split.
+Every rank holds the labels and the memory; features, and the work of making labels of them, are split.
 An error of one rank becomes the error of all: the failing rank writes it to the key-value store before it closes
 its connections, and the others, whose next exchange then breaks, read it there.
 """

@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.interface import Method
 from ccreid_cli.models.reid_net import ReidNet
@@ -31,7 +32,7 @@ class WeightAveraging:
         self._mean.requires_grad_(requires_grad=False)
         self._model = model
 
-    def begin_epoch(self, epoch: int, features: Tensor, labels: Tensor, camera_ids: Tensor) -> None:
+    def begin_epoch(self, epoch: int, features: SplitRows, labels: Tensor, camera_ids: Tensor) -> None:
         """Let the method start from the labels."""
         self._method.begin_epoch(epoch, features, labels, camera_ids)
 

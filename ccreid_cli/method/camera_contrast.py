@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ccreid_cli.core.config import TrainConfig
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.cluster_contrast import ClusterContrast
 from ccreid_cli.method.memory import ClusterMemory, cluster_centroids
@@ -42,7 +43,7 @@ class CameraContrast(ClusterContrast):
         super().__init__(model, config)
         self._proxies: CameraProxies | None = None
 
-    def begin_epoch(self, epoch: int, features: Tensor, labels: Tensor, camera_ids: Tensor) -> None:
+    def begin_epoch(self, epoch: int, features: SplitRows, labels: Tensor, camera_ids: Tensor) -> None:
         """Start both memories from the clusters."""
         super().begin_epoch(epoch, features, labels, camera_ids)
         self._proxies = None
@@ -95,14 +96,11 @@ class CameraProxies:
         self._cluster_of = torch.nonzero(numbers >= 0)[:, 0].to(vectors.device)  # pairs are numbered in this order
 
     @classmethod
-    def of(cls, features: Tensor, labels: Tensor, camera_ids: Tensor) -> CameraProxies:
+    def of(cls, features: SplitRows, labels: Tensor, camera_ids: Tensor) -> CameraProxies:
         """Make them from the features (N, D), clusters (N,) and cameras (N,) of all training images."""
-        device = features.device
-        if device.type == "mps":
-            features = features.cpu()  # has no double precision, in which the means are computed
         numbers, rows = _number_pairs(labels, camera_ids)
         share = cross_camera_share(labels.numpy(), camera_ids.numpy())
-        return cls(cluster_centroids(features, rows).to(device), numbers, share)
+        return cls(cluster_centroids(features, rows), numbers, share)
 
     @classmethod
     def restored(cls, state: Mapping[str, Any], device: torch.device) -> CameraProxies:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ccreid_cli.core.config import TrainConfig
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.memory import ClusterMemory, cluster_centroids
 from ccreid_cli.models.reid_net import ReidNet
@@ -29,10 +30,8 @@ class ClusterContrast:
         self.config = config
         self.memory: ClusterMemory | None = None
 
-    def begin_epoch(self, epoch: int, features: Tensor, labels: Tensor, camera_ids: Tensor) -> None:
+    def begin_epoch(self, epoch: int, features: SplitRows, labels: Tensor, camera_ids: Tensor) -> None:
         """Start the memory from the mean feature of each cluster."""
-        if features.device.type == "mps":  # has no double precision, in which the means are computed
-            features = features.cpu()
         self.memory = self._memory_of(cluster_centroids(features, labels))
 
     def loss(self, features: Tensor, inputs: Tensor, part: Batch) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ccreid_cli.core.config import TrainConfig
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.models.reid_net import ReidNet
 
@@ -24,12 +25,12 @@ class Method(Protocol):
     `load_state_dict` instead of `begin_epoch`.
     """
 
-    def begin_epoch(self, epoch: int, features: Tensor, labels: Tensor, camera_ids: Tensor) -> None:
+    def begin_epoch(self, epoch: int, features: SplitRows, labels: Tensor, camera_ids: Tensor) -> None:
         """Start an epoch from its pseudo-labels.
 
         Args:
             epoch: Counted from 0.
-            features: (N, D) float32 unit rows of all training images.
+            features: (N, D) float32 unit rows of all training images, split over the processes.
             labels: (N,) int64 cluster of each image, 0 to C-1; -1 for outliers.
             camera_ids: (N,) int64 camera of each image.
         """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_COLUMNS_PER_BLOCK = 256
+from ccreid_cli.machine.split_rows import SplitRows
 
 
 class ClusterMemory:
@@ -100,8 +100,8 @@ def _by_rank(targets: Tensor) -> Tensor:
     return _ranks_within_clusters(targets).argsort(stable=True)
 
 
-def cluster_centroids(features: Tensor, labels: Tensor) -> Tensor:
-    """Return the normalised mean of each cluster's features; the same bits on every run.
+def cluster_centroids(features: SplitRows, labels: Tensor) -> Tensor:
+    """Return the normalised mean of each cluster's features; the same bits on every run and in every process.
 
     Args:
         features: (N, D) features.
@@ -113,19 +113,18 @@ def cluster_centroids(features: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: Lengths differ, there is no cluster, or a cluster number has no rows.
     """
-    return functional.normalize(_cluster_means(features, labels.to(features.device)), dim=1).to(torch.float32)
-
-
-def _cluster_means(features: Tensor, labels: Tensor) -> Tensor:
-    """Return (C, D) float64 means of the rows of each label; summed in row order, so that they never vary."""
-    if labels.shape != features.shape[:1]:
-        raise ValueError(f"{len(features)} features but {len(labels)} labels")
+    place = features.own.device
+    labels = labels.cpu() if place.type == "mps" else labels.to(place)  # Apple's GPUs have no double precision
+    if labels.shape != (features.total,):
+        raise ValueError(f"{features.total} features but {len(labels)} labels")
     counts = torch.bincount(labels[labels >= 0])
     if len(counts) == 0 or bool((counts == 0).any()):
         raise ValueError("labels must be 0 to C-1 without gaps, with at least one cluster")
     order = labels.argsort(stable=True)[-int(counts.sum()) :]
-    blocks = [
-        torch.segment_reduce(block[order].to(torch.float64), "mean", lengths=counts)
-        for block in torch.split(features, _COLUMNS_PER_BLOCK, dim=1)
-    ]
-    return torch.cat(blocks, dim=1)
+
+    def means(columns: Tensor) -> Tensor:
+        rows = columns.to(labels.device)[order].to(torch.float64)
+        return torch.segment_reduce(rows, "mean", lengths=counts)  # in the order of the rows
+
+    found = features.by_columns(means, len(counts), torch.float64)
+    return found.with_own(functional.normalize(found.own, dim=1).to(torch.float32)).gathered().to(place)

@@ -10,41 +10,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ccreid_cli.machine.split_rows import SplitRows
+
 LEAST_IMAGES = 30
 """With fewer images features stay as they are: the prediction would be of chance."""
 
 RIDGE = 2.0
 """What keeps the prediction small, in units of the variance of one column of the edges."""
 
-_COLUMNS_PER_BLOCK = 256
 
-
-def without_background(features: Tensor, edges: Tensor) -> Tensor:
-    """Subtract from features what a ridge regression on the edges predicts, and their mean.
-
-    Computed in double precision, in blocks of columns.
+def without_background(features: SplitRows, edges: Tensor) -> SplitRows:
+    """Subtract from features what a ridge regression on the edges predicts, and their mean, in double precision.
 
     Args:
         features: (N, D) float32.
         edges: (N, E) any description of each image's edges; standardised here, constant columns say nothing.
 
     Returns:
-        (N, D) float32 unit rows on the features' device, the same in every process; with fewer than `LEAST_IMAGES`
-        images the features as they are.
+        (N, D) float32 unit rows on the features' device; with fewer than `LEAST_IMAGES` images the features as they
+        are.
     """
-    if len(features) < LEAST_IMAGES:
+    if features.total < LEAST_IMAGES:
         return features
-    device = torch.device("cpu") if features.device.type == "mps" else features.device  # has no double precision
+    place = features.own.device
+    device = torch.device("cpu") if place.type == "mps" else place  # which has no double precision
     columns = _standardised(edges.to(device, torch.float64))
     identity = torch.eye(columns.shape[1], dtype=torch.float64, device=device)
     factor = torch.linalg.cholesky(columns.t() @ columns + RIDGE * len(columns) * identity)
-    result = torch.empty_like(features)
-    for start in range(0, features.shape[1], _COLUMNS_PER_BLOCK):
-        block = features[:, start : start + _COLUMNS_PER_BLOCK].to(device, torch.float64)
+
+    def unexplained(block: Tensor) -> Tensor:
+        block = block.to(device, torch.float64)
         block = block - block.mean(dim=0)
         predicted = columns @ torch.cholesky_solve(columns.t() @ block, factor)
-        result[:, start : start + _COLUMNS_PER_BLOCK] = (block - predicted).to(features.device, torch.float32)
-    return functional.normalize(result, dim=1)
+        return (block - predicted).to(place, torch.float32)
+
+    return features.with_own(functional.normalize(features.by_columns(unexplained).own, dim=1))
 
 
 def _standardised(edges: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from ccreid_cli.core.errors import UsageError
+from ccreid_cli.machine.split_rows import SplitRows
 
 UNKNOWN_CAMERA = -1
 """Any negative number says that the camera of an image is not known."""
@@ -44,7 +45,11 @@ class CameraNorm:
         }
 
     def __call__(self, features: torch.Tensor, camera_ids: Int64Array) -> torch.Tensor:
-        """Return (N, D) float32 unit rows on the features' device.
+        """Return `standardised` features, scaled to length 1."""
+        return functional.normalize(self.standardised(features, camera_ids), dim=1)
+
+    def standardised(self, features: torch.Tensor, camera_ids: Int64Array) -> torch.Tensor:
+        """Return (N, D) float32 rows on the features' device.
 
         Args:
             features: (N, D) float32.
@@ -55,10 +60,10 @@ class CameraNorm:
         for camera, (mean, deviation) in self._own.items():
             rows = torch.nonzero(cameras == camera)[:, 0]
             result[rows] = (features[rows] - mean) / deviation
-        return functional.normalize(result, dim=1)
+        return result
 
 
-def normalize_by_camera(features: torch.Tensor, camera_ids: Int64Array) -> torch.Tensor:
+def normalize_by_camera(features: SplitRows, camera_ids: Int64Array) -> SplitRows:
     """Standardise features within each camera; with fewer than two known cameras they stay as they are.
 
     Args:
@@ -66,11 +71,12 @@ def normalize_by_camera(features: torch.Tensor, camera_ids: Int64Array) -> torch
         camera_ids: (N,), negative where unknown.
 
     Returns:
-        (N, D) float32 unit rows; the same in every process.
+        (N, D) float32 unit rows.
     """
     if num_known(camera_ids) < 2:
         return features
-    return CameraNorm(features, camera_ids)(features, camera_ids)
+    found = features.by_columns(lambda columns: CameraNorm(columns, camera_ids).standardised(columns, camera_ids))
+    return features.with_own(functional.normalize(found.own, dim=1))
 
 
 def normalize_pair_by_camera(

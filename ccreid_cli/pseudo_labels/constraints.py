@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.words import plural
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 
@@ -71,7 +72,7 @@ class Constraints:
         k1, k2 = (max(1, round(share * k)) for k in (settings.k1, settings.k2))
         return replace(settings, k1=k1, k2=k2)
 
-    def pool(self, rows: torch.Tensor) -> torch.Tensor:
+    def pool(self, rows: SplitRows) -> SplitRows:
         """Return the mean of each group's rows, (G, D): see `pool_rows`."""
         return pool_rows(rows, self.groups)
 
@@ -97,8 +98,8 @@ class Constraints:
         )
 
 
-def pool_rows(rows: torch.Tensor, groups: Ints) -> torch.Tensor:
-    """Return the mean of each group's rows, scaled to length 1, (G, D); the same bits in every process.
+def pool_rows(rows: SplitRows, groups: Ints) -> SplitRows:
+    """Return the mean of each group's rows, scaled to length 1, (G, D).
 
     Args:
         rows: (N, D) unit rows.
@@ -107,14 +108,21 @@ def pool_rows(rows: torch.Tensor, groups: Ints) -> torch.Tensor:
     order = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups)
     starts = np.cumsum(sizes) - sizes
-    sums = rows.new_zeros((len(sizes), rows.shape[1]))
+    device, rounds = rows.own.device, []
     for place in range(int(sizes.max(initial=0))):  # one row of each group at a time: in a fixed order
         longer = np.flatnonzero(sizes > place)
-        images = torch.from_numpy(order[starts[longer] + place]).to(rows.device)
-        sums[torch.from_numpy(longer).to(rows.device)] += rows[images]
-    lengths = torch.linalg.vector_norm(sums, dim=1, keepdim=True, dtype=torch.float64)
-    pooled: torch.Tensor = (sums / lengths.clamp(min=1e-12)).float()
-    return pooled
+        images = order[starts[longer] + place]
+        rounds.append((torch.from_numpy(longer).to(device), torch.from_numpy(images).to(device)))
+
+    def summed(columns: torch.Tensor) -> torch.Tensor:
+        sums = columns.new_zeros((len(sizes), columns.shape[1]))
+        for longer, images in rounds:
+            sums[longer] += columns[images]
+        return sums
+
+    sums = rows.by_columns(summed, len(sizes))
+    lengths = torch.linalg.vector_norm(sums.own, dim=1, keepdim=True, dtype=torch.float64)
+    return sums.with_own((sums.own / lengths.clamp(min=1e-12)).float())
 
 
 class KnownOfImages(Protocol):

@@ -12,6 +12,7 @@ from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.machine.device import unless_out_of_memory
 from ccreid_cli.machine.distributed import Group
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.machine.stopwatch import Stopwatch
 from ccreid_cli.pseudo_labels.approximate import LEAST_ROWS, ApproximateTable, Approximation, assess
 from ccreid_cli.pseudo_labels.background import without_background
@@ -71,9 +72,8 @@ def pseudo_labels(
     Args:
         features: (N, D), any float type, the same in every process; rows that are not of unit length are normalised.
         settings: Clusterer and thresholds.
-        total: N, where `features` are only the share of this process, (n, D), as `Group.bounds(N)` has it. With
-            constraints, edges, approximate neighbours or normalised cameras each process collects all of them all the
-            same.
+        total: N, where `features` are only the share of this process, (n, D), as `Group.bounds(N)` has it. For
+            approximate neighbours each process collects all of them all the same.
         camera_ids: (N,) camera of each image, negative where unknown, for the settings that use them.
         edges: (N, E) what the edges of the images look like; what they tell of the features is taken out first.
         constraints: Which images show one object and which do not; all labels keep to it.
@@ -117,10 +117,7 @@ def _label(
         return PseudoLabels(np.empty(0, dtype=np.int64), 0, 0, {})
     watch = Stopwatch(group.device)
     with watch.stage("neighbors"):
-        rows = _unit_rows(features, total, group)
-        needs_all = constraints is not None or edges is not None or settings.neighbors == "approximate"
-        if total is not None and (needs_all or (settings.camera_norm and camera_ids is not None)):
-            rows, total = group.gather_rows(rows), None
+        rows = SplitRows(_unit_rows(features, total, group), total, group)
         if edges is not None:
             rows = without_background(rows, edges)
         if settings.camera_norm and camera_ids is not None:
@@ -129,12 +126,13 @@ def _label(
         if constraints is not None:
             settings = constraints.scaled(settings)
             rows, counts = constraints.pool(rows), constraints.sizes()
-        if settings.neighbors == "approximate" and len(rows) >= LEAST_ROWS:
+        if settings.neighbors == "approximate" and rows.total >= LEAST_ROWS:
             table: FeatureTable = ApproximateTable(
-                rows, group.device, settings.recall, settings.k1, counts=counts, group=group
+                rows.gathered(), group.device, settings.recall, settings.k1, counts=counts, group=group
             )
         else:
-            table = FeatureTable(rows, group.device, group=group, total=total, counts=counts)
+            split = None if total is None else rows.total
+            table = FeatureTable(rows.own, group.device, group=group, total=split, counts=counts)
     found, approximation = cluster(table, settings, group, watch), None
     if isinstance(table, ApproximateTable):
         with watch.stage("sample"):

@@ -57,7 +57,7 @@ def clusters(sources: Sources) -> Clusters | None:
         precision=config.precision,
         description="extract training set",
         reporter=reporter,
-    )
+    ).own
     cameras = dataset.train.known_camera_ids()
     settings = ClusterSettings.of(config)
     found = pseudo_labels(features, settings, camera_ids=cameras, group=group, reporter=reporter)

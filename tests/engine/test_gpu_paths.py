@@ -182,12 +182,12 @@ def test_images_make_room_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_extraction_halves_a_batch_that_does_not_fit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = steps_in_ranks.Fixed()
-    expected = extract_features(fixed.model, fixed.store, device=torch.device("cpu"))
+    expected = extract_features(fixed.model, fixed.store, device=torch.device("cpu")).own
     tiny.limit_memory(monkeypatch, 7)
     reporter = tiny.Warnings()
     with pretended(kind) as gpu:
         model = fixed.model.to(kind)
-        found = extract_features(model, fixed.store, device=gpu.device, batch_size=24, reporter=reporter)
+        found = extract_features(model, fixed.store, device=gpu.device, batch_size=24, reporter=reporter).own
         torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
         assert [said.split(" do not fit")[0] for said in reporter.said] == ["24 images", "12 images"]
         tiny.limit_memory(monkeypatch, 0)
@@ -198,7 +198,7 @@ def test_extraction_halves_a_batch_that_does_not_fit(kind: str, monkeypatch: pyt
 
 def test_features_that_do_not_fit_stay_on_the_cpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed, empty = steps_in_ranks.Fixed(), torch.empty
-    expected = extract_features(fixed.model, fixed.store, device=torch.device("cpu"))
+    expected = extract_features(fixed.model, fixed.store, device=torch.device("cpu")).own
 
     def limited(*size: Any, device: Any = None, **options: Any) -> torch.Tensor:
         if device is not None and torch.device(device).type == kind and size == ((60, 16),):
@@ -208,7 +208,7 @@ def test_features_that_do_not_fit_stay_on_the_cpu(kind: str, monkeypatch: pytest
     with pretended(kind) as gpu:
         model = fixed.model.to(kind)
         monkeypatch.setattr(torch, "empty", limited)
-        found = extract_features(model, fixed.store, device=gpu.device)
+        found = extract_features(model, fixed.store, device=gpu.device).own
         model.cpu()
     assert not isinstance(found, Pretend)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -16,6 +16,7 @@ from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.engine.checkpoint import read_checkpoint
 from ccreid_cli.engine.trainer import Trainer
 from ccreid_cli.images.augment import draw_augmentation
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method.averaging import WeightAveraging
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.registry import make_method
@@ -40,7 +41,7 @@ def test_the_evaluated_network_is_the_mean_of_the_steps() -> None:
     method = make_method(model, TrainConfig(weight_averaging=DECAY))
     assert isinstance(method, WeightAveraging)
     labels = torch.arange(6) % 3
-    method.begin_epoch(0, torch.nn.functional.normalize(torch.randn(6, 16), dim=1), labels, labels)
+    method.begin_epoch(0, SplitRows(torch.nn.functional.normalize(torch.randn(6, 16), dim=1)), labels, labels)
     batch = Batch(np.arange(6), labels, labels, draw_augmentation(6, 32, 16, torch.Generator().manual_seed(1)))
     expected: dict[str, Any] = {}
     for step in range(4):

@@ -9,6 +9,7 @@ import torch
 
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.images.augment import draw_augmentation
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method import camera_contrast
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.camera_contrast import CameraContrast
@@ -64,7 +65,7 @@ def test_the_loss_is_that_of_a_loop_weighed_by_the_share(
     config = TrainConfig(proxy_weight=0.5)
     method, plain = CameraContrast(model, config), ClusterContrast(model, config)
     for one in (method, plain):
-        one.begin_epoch(0, features, LABELS, CAMERAS)
+        one.begin_epoch(0, SplitRows(features), LABELS, CAMERAS)
     raw, batch = torch.randn(4, 16, requires_grad=True), batch_of([0, 2, 3, 7])
     loss = method.loss(raw, raw, batch)
     share = 6 / 8  # clusters 0 and 2 are seen by several cameras
@@ -76,7 +77,7 @@ def test_the_loss_is_that_of_a_loop_weighed_by_the_share(
 
 def test_every_image_moves_the_proxy_of_its_cluster_and_camera(model: ReidNet, features: torch.Tensor) -> None:
     method = CameraContrast(model, TrainConfig())
-    method.begin_epoch(0, features, LABELS, CAMERAS)
+    method.begin_epoch(0, SplitRows(features), LABELS, CAMERAS)
     expected = proxies_of(features)
     raw, batch = torch.randn(4, 16), batch_of([1, 0, 3, 6])
     for row, pair in zip(raw.numpy(), [(0, 0), (0, 0), (1, 1), (2, 1)], strict=True):
@@ -89,7 +90,7 @@ def test_every_image_moves_the_proxy_of_its_cluster_and_camera(model: ReidNet, f
 def test_a_single_camera_leaves_cluster_contrast(model: ReidNet, features: torch.Tensor) -> None:
     method, plain = CameraContrast(model, TrainConfig()), ClusterContrast(model, TrainConfig())
     for one in (method, plain):
-        one.begin_epoch(0, features, LABELS, torch.zeros_like(CAMERAS))
+        one.begin_epoch(0, SplitRows(features), LABELS, torch.zeros_like(CAMERAS))
     raw = torch.randn(4, 16)
     assert torch.equal(method.loss(raw, raw, batch_of([0, 2, 3, 7])), plain.loss(raw, raw, batch_of([0, 2, 3, 7])))
     assert set(method.state_dict()) == {"centroids"}
@@ -97,7 +98,7 @@ def test_a_single_camera_leaves_cluster_contrast(model: ReidNet, features: torch
 
 def test_a_restored_method_goes_on_as_the_saved_one(model: ReidNet, features: torch.Tensor) -> None:
     method, other = CameraContrast(model, TrainConfig()), CameraContrast(model, TrainConfig())
-    method.begin_epoch(0, features, LABELS, CAMERAS)
+    method.begin_epoch(0, SplitRows(features), LABELS, CAMERAS)
     other.load_state_dict(method.state_dict())
     raw, batch = torch.randn(4, 16), batch_of([1, 0, 3, 6])
     for one in (method, other):

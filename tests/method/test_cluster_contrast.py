@@ -9,6 +9,7 @@ import torch
 
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.images.augment import draw_augmentation
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.cluster_contrast import ClusterContrast
 from ccreid_cli.method.memory import ClusterMemory, cluster_centroids
@@ -31,7 +32,7 @@ def make_batch(size: int = 6, clusters: int = 3) -> Batch:
 def started(model: ReidNet) -> tuple[ClusterContrast, torch.Tensor]:
     method = ClusterContrast(model, TrainConfig(temp=0.07, momentum=0.3, use_hard=True))
     features = torch.nn.functional.normalize(torch.randn(12, 16), dim=1)
-    method.begin_epoch(0, features, torch.arange(12) % 4 - 1, torch.zeros(12, dtype=torch.int64))
+    method.begin_epoch(0, SplitRows(features), torch.arange(12) % 4 - 1, torch.zeros(12, dtype=torch.int64))
     return method, features
 
 
@@ -41,7 +42,7 @@ def test_the_registry_gives_the_method(model: ReidNet) -> None:
 
 def test_an_epoch_is_that_of_a_memory_with_the_run_s_settings(model: ReidNet) -> None:
     method, features = started(model)
-    memory = ClusterMemory(cluster_centroids(features, torch.arange(12) % 4 - 1), 0.07, 0.3, use_hard=True)
+    memory = ClusterMemory(cluster_centroids(SplitRows(features), torch.arange(12) % 4 - 1), 0.07, 0.3, use_hard=True)
     batch, outputs = make_batch(), torch.randn(6, 16)
     assert torch.equal(method.loss(outputs, outputs, batch), memory.loss(outputs, batch.targets))
     method.after_step(outputs, batch)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method.memory import ClusterMemory, cluster_centroids
 
 GOLDEN_COPY = Path(__file__).resolve().parents[1] / "golden" / "memory.npz"
@@ -132,7 +133,7 @@ def test_memory_does_not_touch_the_tensor_it_was_given() -> None:
 def test_centroids_are_the_normalised_means_without_outliers(rng: np.random.Generator) -> None:
     features = unit(rng.normal(size=(50, 300))).astype(np.float32)
     labels = rng.integers(-1, 4, 50)
-    found = cluster_centroids(torch.from_numpy(features), torch.from_numpy(labels))
+    found = cluster_centroids(SplitRows(torch.from_numpy(features)), torch.from_numpy(labels))
     expected = unit(np.stack([features[labels == label].astype(np.float64).mean(axis=0) for label in range(4)]))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
@@ -140,7 +141,7 @@ def test_centroids_are_the_normalised_means_without_outliers(rng: np.random.Gene
 @pytest.mark.parametrize("labels", [[-1, -1, -1], [0, 2, 2], [0, 1]])
 def test_centroids_of_no_cluster_of_numbers_with_gaps_or_of_another_length_are_refused(labels: list[int]) -> None:
     with pytest.raises(ValueError, match="labels"):
-        cluster_centroids(torch.eye(3), torch.tensor(labels))
+        cluster_centroids(SplitRows(torch.eye(3)), torch.tensor(labels))
 
 
 @pytest.mark.gpu

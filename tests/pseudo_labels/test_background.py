@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.pseudo_labels import background
 from ccreid_cli.pseudo_labels.background import without_background
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
@@ -31,13 +32,13 @@ def test_what_the_edges_tell_is_subtracted(rng: np.random.Generator) -> None:
     edges = rng.normal(3, 5, (60, 7))
     edges[:, 2] = 4.0  # says nothing
     features = (rng.normal(size=(60, 300)) + edges @ rng.normal(size=(7, 300))).astype(np.float32)
-    found = without_background(torch.from_numpy(features), torch.from_numpy(edges))
+    found = without_background(SplitRows(torch.from_numpy(features)), torch.from_numpy(edges)).own
     np.testing.assert_allclose(found.numpy(), oracle(features, edges), atol=2e-6)
 
 
 def test_few_images_stay_as_they_are(rng: np.random.Generator) -> None:
     features = torch.from_numpy(rng.normal(size=(background.LEAST_IMAGES - 1, 8)).astype(np.float32))
-    assert torch.equal(without_background(features, torch.ones(len(features), 3)), features)
+    assert torch.equal(without_background(SplitRows(features), torch.ones(len(features), 3)).own, features)
 
 
 def test_persons_are_found_before_a_background_that_hides_them(rng: np.random.Generator) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccreid_cli.core.errors import UsageError
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.pseudo_labels import cameras
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
@@ -30,14 +31,14 @@ def oracle(features: np.ndarray, camera_ids: np.ndarray) -> np.ndarray:
 def test_features_are_standardised_within_each_camera(rng: np.random.Generator) -> None:
     camera_ids = np.repeat([0, 1, 2, -1], [40, 60, 5, 7])
     features = (rng.normal(size=(112, 300)) + camera_ids[:, None]).astype(np.float32)
-    found = cameras.normalize_by_camera(torch.from_numpy(features), camera_ids)
+    found = cameras.normalize_by_camera(SplitRows(torch.from_numpy(features)), camera_ids).own
     np.testing.assert_allclose(found.numpy(), oracle(features, camera_ids), atol=2e-6)
 
 
 @pytest.mark.parametrize("camera_ids", [np.zeros(50, dtype=np.int64), np.repeat([-1, 3], 25)])
 def test_one_known_camera_changes_nothing(camera_ids: np.ndarray, rng: np.random.Generator) -> None:
     features = torch.from_numpy(rng.normal(size=(50, 8)).astype(np.float32))
-    assert torch.equal(cameras.normalize_by_camera(features, camera_ids), features)
+    assert torch.equal(cameras.normalize_by_camera(SplitRows(features), camera_ids).own, features)
 
 
 def test_a_query_takes_the_statistics_of_the_gallery_s_cameras(rng: np.random.Generator) -> None:

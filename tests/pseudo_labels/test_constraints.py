@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.constraints import Constraints, find_constraints, separate
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
@@ -163,7 +164,7 @@ def test_pools_are_means_of_unit_rows(rng: np.random.Generator) -> None:
     rows = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(9, 5)).astype(np.float32)))
     groups = np.array([0, 1, 0, 2, 1, 0, 3, 3, 0])
     known = Constraints(groups, np.empty((0, 2), np.int64), np.full(4, -1), np.zeros(9, np.bool_))
-    for group, pooled in enumerate(known.pool(rows)):
+    for group, pooled in enumerate(known.pool(SplitRows(rows)).own):
         mean = rows[groups == group].double().mean(0)
         assert torch.allclose(pooled.double(), mean / mean.norm(), atol=1e-6)
     assert known.sizes().tolist() == [4, 2, 1, 2]

@@ -1,4 +1,4 @@
-"""Pseudo-labels under constraints in one process of several: a module, so that such a process can import it."""
+"""Pseudo-labels and columns of split rows in one process of several: a module, so that it can be imported there."""
 
 from __future__ import annotations
 
@@ -7,17 +7,39 @@ import torch
 from numpy.typing import NDArray
 
 from ccreid_cli.machine.distributed import process_group
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.constraints import Constraints
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
 
 def constrained_labels() -> NDArray[np.int64]:
-    """Label 60 images in 40 groups, all alike, of which many pairs must be apart."""
+    """Label 60 images in 40 groups, all alike, of which many pairs must be apart; each process has its rows alone."""
     rng = np.random.default_rng(0)
     groups = np.concatenate([np.arange(40), np.arange(20)])
     apart = np.unique(np.sort(rng.integers(0, 40, (60, 2)), axis=1), axis=0)
     known = Constraints(groups, apart[apart[:, 0] < apart[:, 1]], np.full(40, -1), np.zeros(60, np.bool_))
-    rows = rng.normal(size=(60, 6)) * 0.3 + 1
+    rows, edges = rng.normal(size=(60, 70)) * 0.3 + 1, torch.from_numpy(rng.normal(size=(60, 3)))
+    settings = ClusterSettings(eps=0.9, min_samples=2, camera_norm=True)
     with process_group(torch.device("cpu"), 60) as group:
-        return pseudo_labels(rows, ClusterSettings(eps=0.9, min_samples=2), constraints=known, group=group).labels
+        own = rows[slice(*group.bounds(60))]
+        found = pseudo_labels(
+            own, settings, total=60, camera_ids=np.arange(60) % 2, edges=edges, constraints=known, group=group
+        )
+        return found.labels
+
+
+def columns_of(count: int, width: int, cuts: list[int]) -> list[torch.Tensor]:
+    """Return running sums of the columns of a matrix, and those of every third row, once its rows were split."""
+    whole = torch.randn(count, width, generator=torch.Generator().manual_seed(count))
+    with process_group(torch.device("cpu"), 60) as group:
+        ends = [0, *cuts, count]
+        start = ends[group.rank]
+        rows = SplitRows.collected(whole[start : ends[group.rank + 1]], start, count, group)
+        assert torch.equal(rows.own, whole[slice(*group.bounds(count))])
+        sums = rows.by_columns(lambda columns: columns.cumsum(dim=0))
+        third = -(-count // 3)
+        few = rows.by_columns(lambda columns: columns.double()[::3].cumsum(dim=0), third, torch.float64)
+        for part, total in ((sums, count), (few, third)):
+            assert torch.equal(part.own, part.gathered()[slice(*group.bounds(total))])
+        return [sums.gathered(), few.gathered()]
