@@ -55,7 +55,7 @@ def cluster_features(
     rows alone; the labels are the same.
     """
     from ccreid_cli.cli.progress import make_reporter
-    from ccreid_cli.core.config import validate
+    from ccreid_cli.core.checking import validate
     from ccreid_cli.core.errors import UsageError
     from ccreid_cli.core.files import write_or_keep
     from ccreid_cli.core.names import number_names

@@ -1,23 +1,16 @@
 """The settings of a training run. One field is one setting: type, default, limits, help and option.
 
-Importing this loads no pydantic, so that `--help` and completion answer at once; checking values does.
+`checking` makes one of values from a file or a command line; importing this loads no pydantic.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.setting import Setting, SettingField, setting_fields
-from ccreid_cli.core.suggest import did_you_mean
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
 
 DATA = "Data"
 BATCHES = "Batches"
@@ -30,7 +23,7 @@ RUN = "Run"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every setting of a training run. `validate` makes one whose names and values are checked."""
+    """Every setting of a training run. `checking.validate` makes one whose names and values are checked."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
@@ -321,65 +314,3 @@ def settings() -> dict[str, SettingField]:
 def may_change_on_resume() -> list[str]:
     """Return the settings that do not alter what is computed. Every other one is fixed by the checkpoint."""
     return [name for name, field in settings().items() if field.setting.may_change]
-
-
-def validate(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """Check settings and return them completed by the defaults.
-
-    Args:
-        values: Setting name -> value.
-        where: What to call the source of the values in an error.
-
-    Raises:
-        UsageError: An unknown name or a value out of range, in plain words.
-    """
-    for key in values:
-        if key not in settings():
-            guess = did_you_mean(key, settings())
-            raise UsageError(f'{where}: unknown setting "{key}"; {guess or "see `ccreid train --help`."}')
-    config: TrainConfig = check_fields(TrainConfig, values, where)
-    _check_together(config, where)
-    return config
-
-
-def check_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """Make a dataclass of values from a file or a command line.
-
-    Raises:
-        UsageError: A name that is not a field, a field without a value, or a value of another type or out of range.
-    """
-    from pydantic import ValidationError
-
-    try:
-        return _adapter(kind).validate_python(dict(values))
-    except ValidationError as error:
-        raise UsageError(f"{where}: {_first_problem(error)}") from error
-
-
-@cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    name = ".".join(str(part) for part in problem["loc"])
-    text = problem["msg"].replace("Input should be", "it should be")
-    return f"{name} = {problem['input']!r}: {text}."
-
-
-def _check_together(config: TrainConfig, where: str) -> None:
-    if config.num_instances > config.batch_size:
-        raise UsageError(
-            f"{where}: --num-instances {config.num_instances} is more than the batch size {config.batch_size}.",
-            "A batch holds batch-size / num-instances clusters; make it at least one, better four.",
-        )
-    try:
-        config.milestone_epochs()
-    except ValueError as error:
-        raise UsageError(
-            f'{where}: --milestones "{config.milestones}" are no rising numbers of epochs.',
-            "Write them with commas, as in --milestones 20,40.",
-        ) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ccreid_cli.core.config import check_fields, validate
+from ccreid_cli.core.checking import check_fields, validate
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.suggest import did_you_mean
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ccreid_cli.core.checking import validate
 from ccreid_cli.core.components import find_row
-from ccreid_cli.core.config import TrainConfig, settings, validate
+from ccreid_cli.core.config import TrainConfig, settings
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.engine.settings import ResolvedConfig, brought_along
 from ccreid_cli.models.registry import BACKBONES

@@ -23,7 +23,7 @@ from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.cameras import normalize_pair_by_camera
-from ccreid_cli.pseudo_labels.constraints import pool_rows
+from ccreid_cli.pseudo_labels.pooling import pool_rows
 
 
 @dataclass

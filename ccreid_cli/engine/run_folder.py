@@ -18,7 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ccreid_cli.core.config import TrainConfig, validate
+from ccreid_cli.core.checking import validate
+from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_write_text
 from ccreid_cli.core.locks import FileLock

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccreid_cli.core.checking import validate
 from ccreid_cli.core.components import Component, find_row, look_up, require
-from ccreid_cli.core.config import LABELS, TrainConfig, may_change_on_resume, settings, validate
+from ccreid_cli.core.config import LABELS, TrainConfig, may_change_on_resume, settings
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.data.catalog import CATALOG
 from ccreid_cli.method.registry import METHODS

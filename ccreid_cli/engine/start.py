@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ccreid_cli.core.config import TrainConfig, validate
+from ccreid_cli.core.checking import validate
+from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
 from ccreid_cli.core.words import plural

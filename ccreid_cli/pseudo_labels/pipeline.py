@@ -24,9 +24,10 @@ from ccreid_cli.pseudo_labels.cameras import (
 )
 from ccreid_cli.pseudo_labels.choosing_eps import EpsChoice
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
-from ccreid_cli.pseudo_labels.constraints import Constraints, separate
+from ccreid_cli.pseudo_labels.constraints import Constraints
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
 from ccreid_cli.pseudo_labels.registry import check_eps, load_clusterer
+from ccreid_cli.pseudo_labels.separating import separate
 
 
 @dataclass(frozen=True)

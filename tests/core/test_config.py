@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccreid_cli.core import config as config_module
-from ccreid_cli.core.config import TrainConfig, may_change_on_resume, validate
+from ccreid_cli.core.checking import validate
+from ccreid_cli.core.config import TrainConfig, may_change_on_resume
 
 
 @settings(max_examples=40, deadline=None)

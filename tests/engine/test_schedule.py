@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ccreid_cli.core.config import validate
+from ccreid_cli.core.checking import validate
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.engine.schedule import learning_rate
 from ccreid_cli.engine.step import OPTIMIZERS, make_optimizer

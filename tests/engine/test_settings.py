@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from ccreid_cli.core.checking import validate
 from ccreid_cli.core.components import find_row
-from ccreid_cli.core.config import settings, validate
+from ccreid_cli.core.config import settings
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.recipes import load_recipe, recipe_names
 from ccreid_cli.engine.settings import REGISTRIES, check_names, resolve_config

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ccreid_cli import Embedder, load_model
-from ccreid_cli.core.config import validate
+from ccreid_cli.core.checking import validate
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.data.reading import load_dataset

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
-from ccreid_cli.pseudo_labels.constraints import Constraints, find_constraints, separate
+from ccreid_cli.pseudo_labels.constraints import Constraints, find_constraints
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
+from ccreid_cli.pseudo_labels.separating import separate
 
 SETTINGS = ClusterSettings(eps=0.7, k1=8, k2=2, min_samples=2)
 
