@@ -227,7 +227,7 @@ def _load_own(name: str, reporter: Reporter, columns: dict[str, str], pattern: s
     if is_path_like(name):
         raise DataError(
             f"{path} does not exist.",
-            "-d takes a dataset's name, or a folder or CSV/TSV manifest of your own images.",
+            "Give a dataset's name, or a folder or CSV/TSV manifest of your own images.",
         )
     part_of = next((f'did you mean "{known}"?' for known in CATALOG if name and name.lower() in known), "")
     guess = did_you_mean(name, CATALOG) or part_of
