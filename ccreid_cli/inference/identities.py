@@ -19,6 +19,7 @@ from scipy import sparse
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.names import UNKNOWN
 from ccreid_cli.inference.search import best_matches
+from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.pseudo_labels.constraints import Constraints
 
 Floats = NDArray[np.float32]
@@ -162,7 +163,7 @@ def _nearest(features: Floats, centres: Floats, constraints: Constraints | None)
     if constraints is None:
         best = best_matches(features, centres, 1)
         return best.similarities[:, 0], best.indices[:, 0]
-    pooled = np.ascontiguousarray(constraints.pool(torch.from_numpy(features)).numpy())
+    pooled = np.ascontiguousarray(constraints.pool(SplitRows(torch.from_numpy(features))).own.numpy())
     best = best_matches(pooled, centres, 1)
     return best.similarities[constraints.groups, 0], best.indices[constraints.groups, 0]
 

@@ -69,7 +69,7 @@ class SplitRows:
             The matrix, split as `Group.bounds(M)` has its rows.
         """
         total, world = self.total if num_rows is None else num_rows, self._group.world
-        blocks = self.own.split(COLUMNS_PER_BLOCK, dim=1)
+        blocks = torch.split(self.own, COLUMNS_PER_BLOCK, dim=1)
         rounds = [blocks[first : first + world] for first in range(0, len(blocks), world)]
         parts = [self._round(blocks, compute, total, dtype) for blocks in rounds]
         return SplitRows(torch.cat(parts, dim=1), total, self._group)
@@ -89,7 +89,7 @@ class SplitRows:
         )
         found = compute(columns.view(-1, mine)) if mine else columns.to(dtype)
         sizes = [here * width for width in widths]
-        rows = group.exchange_rows(found.reshape(-1), [count * mine for count in after], sizes).split(sizes)
+        rows = torch.split(group.exchange_rows(found.reshape(-1), [count * mine for count in after], sizes), sizes)
         return torch.cat([rows[rank].view(here, block.shape[1]) for rank, block in enumerate(blocks)], dim=1)
 
     def _shares(self, total: int) -> list[int]:

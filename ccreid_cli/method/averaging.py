@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method.batch import Batch
@@ -28,7 +28,11 @@ class WeightAveraging:
 
     def __init__(self, method: Method, model: ReidNet, decay: float) -> None:
         self._method = method
-        self._mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+        def moved(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+            return mean.lerp(value, 1 - decay) if mean.is_floating_point() else value
+
+        self._mean = AveragedModel(model, avg_fn=moved, use_buffers=True)
         self._mean.requires_grad_(requires_grad=False)
         self._model = model
 
