@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from contextlib import closing
 from pathlib import Path
@@ -50,7 +51,10 @@ def open_remote(address: str) -> BinaryIO:
     """Open a remote file to be read from its beginning to its end; errors as for `picture_at`."""
     options = {"block_size": 0} if address.startswith(("http://", "https://")) else {}
     system, path = _system(address)
-    return cast(BinaryIO, system.open(path, "rb", **options))
+    try:
+        return cast(BinaryIO, system.open(path, "rb", **options))
+    except FileNotFoundError as error:  # some of fsspec's say no more than the path
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", address) from error
 
 
 def open_file(place: str) -> BinaryIO:

@@ -33,7 +33,7 @@ def test_files_in_memory_are_read_and_listed() -> None:
     assert remote.picture_at("memory://remote/b.txt") == b"b.txt" and remote.picture_at("b.txt") == "b.txt"
     with remote.open_file("memory://remote/a/c.txt") as file:
         assert file.read(1) == b"a"
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="no such file: 'memory://remote/none'"):
         remote.read_remote("memory://remote/none")
 
 
