@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,8 +60,15 @@ def no_room() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what importing has made: a bench collects before each measurement."""
+    """Let the garbage collector pass over what importing has made, and let processes of tests begin with it.
+
+    A bench collects before each measurement; a fork copies what the collector touches. CUDA survives no fork.
+    """
     gc.freeze()
+    tiny = sys.modules.get("tiny")
+    beside_others = "PYTEST_XDIST_WORKER" in os.environ  # one thread, then
+    if tiny and beside_others and sys.platform == "linux" and not tiny.torch.cuda.is_available():
+        tiny.serve_early()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

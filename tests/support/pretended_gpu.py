@@ -9,8 +9,9 @@ and their rounding are not.
 
 from __future__ import annotations
 
+import inspect
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 FREE_BYTES, TOTAL_BYTES = 8 << 30, 16 << 30
 
@@ -73,7 +74,7 @@ class PretendedGpu(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         owner = getattr(getattr(func, "__self__", None), "__name__", "")
-        given = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+        given = list(_tensors((args, kwargs)))
         on_gpu = any(isinstance(value, Pretend) for value in given)
         if name == "__get__" and on_gpu and owner in self._properties:
             return self._properties[owner]
@@ -120,8 +121,9 @@ class PretendedGpu(TorchFunctionMode):
 
     def note(self, name: str) -> None:
         """Note a wait in `name`, with the lines of the program that led to it."""
-        frames = [frame for frame in traceback.extract_stack() if "/ccreid_cli/" in frame.filename]
-        self.waits.append(" < ".join([name, *(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))]))
+        frames = ((frame.f_code, line) for frame, line in traceback.walk_stack(inspect.currentframe()))  # no line of source is read
+        ours = [f"{code.co_name}:{line}" for code, line in frames if "/ccreid_cli/" in code.co_filename]
+        self.waits.append(" < ".join([name, *ours]))
 
     def _check_types(self, result: Any) -> None:
         if self.device.type == "mps" and isinstance(result, Tensor) and result.dtype == torch.float64:
@@ -145,6 +147,17 @@ class PretendedGpu(TorchFunctionMode):
             return
         if len({isinstance(value, Pretend) for value in given if value.ndim > 0}) > 1:
             raise RuntimeError(f"{name}: expected all tensors on the same device, but found {self.device} and cpu!")
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Find the tensors in nested tuples, lists and dicts, in a fraction of the time that PyTorch's own search takes."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
 
 
 def _parts(index: Any) -> tuple[Any, ...]:
@@ -188,7 +201,7 @@ def _as_pretended(result: Any) -> Any:
             value.__class__ = PretendParameter if isinstance(value, nn.Parameter) else Pretend
         return value
 
-    return tree_map_only(Tensor, mark, result)
+    return mark(result) if isinstance(result, Tensor) else tree_map_only(Tensor, mark, result)
 
 
 def _as_plain(value: Tensor) -> Tensor:
@@ -207,8 +220,7 @@ _COLLECTIVES = ("all_gather", "all_reduce", "all_to_all_single", "broadcast")
 
 def _collective(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Exchange tensors as NCCL does: those on a GPU only."""
-    tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
-    if not all(isinstance(value, Pretend) for value in tensors):
+    if not all(isinstance(value, Pretend) for value in _tensors((args, kwargs))):
         raise RuntimeError("No backend type associated with device type cpu")
     return original(*args, **kwargs)
 
