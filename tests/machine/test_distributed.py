@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -181,22 +178,11 @@ def test_a_process_that_does_not_answer(tiny_data: Path, tmp_path: Path) -> None
 
 
 def test_torchrun(tiny_data: Path, tmp_path: Path) -> None:
-    """The real thing: PyTorch's launcher, the installed network, and the command as users type it."""
-    options = {"arch": "resnet18", "epochs": 1, "iters": 1}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "ccreid_cli", *tiny.command(tiny_data, tmp_path, **options), "--no-report"]
-    repository = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": repository},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 processes" in done.stderr and done.stdout.count("mAP") == 1
+    """PyTorch's own launcher, which decides who is who; and the command as users type it."""
+    command = tiny.command(tiny_data, tmp_path, epochs=1, iters=1)
+    code, said = tiny.start(tmp_path, command, CCREID_TEST_TORCHRUN="2").finish()
+    assert code == 0, said
+    assert "2 processes" in said and said.count("final evaluation") == 1
     assert tiny.run_of(tmp_path).read_environment()["processes"] == 2
     assert len(tiny.run_of(tmp_path).read_metrics()) == 1
 

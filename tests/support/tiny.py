@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
 from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from PIL import Image
 from pretended_gpu import pretended
 from torch import Tensor, nn
+from torch.distributed import run
 
 from ccreid_cli.cli.app import main
 from ccreid_cli.core.errors import DataError
@@ -331,7 +333,33 @@ def _run_command(arguments: list[str], said: str, environment: dict[str, str]) -
         _lasting.enter_context(pretended(os.environ["CCREID_TEST_GPU"]))
     if os.environ.get("CCREID_TEST_FAILING_RANK") == os.environ.get("RANK", "0"):
         _fail_at_third_step()
-    main()
+    if "CCREID_TEST_TORCHRUN" in os.environ:
+        _torchrun(os.environ["CCREID_TEST_TORCHRUN"], arguments)
+    else:
+        main()
+
+
+def _torchrun(processes: str, arguments: list[str]) -> None:
+    """Let PyTorch's launcher start the command in processes forked off this one: new ones import everything again."""
+    launch = run.elastic_launch
+
+    def launch_forked(config: run.LaunchConfig, entrypoint: str) -> Any:
+        assert entrypoint == sys.executable
+        return launch(replace(config, start_method="fork"), _run_module)
+
+    words = ["--standalone", "--nproc-per-node", processes, "-m", "ccreid_cli", *arguments]
+    with mock.patch.object(run, "elastic_launch", launch_forked):
+        run.run(run.get_args_parser().parse_args(words))
+
+
+def _run_module(*words: str) -> None:
+    """Do what ``python -u -m ccreid_cli ...`` does, but for the exit: it must be a return."""
+    assert words[:3] == ("-u", "-m", "ccreid_cli")
+    sys.argv = ["ccreid", *words[3:]]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code
 
 
 _lasting = ExitStack()
