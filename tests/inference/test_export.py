@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import tiny
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ccreid_cli import Embedder, load_model
 from ccreid_cli.core.checking import validate
@@ -32,17 +34,39 @@ from ccreid_cli.inference.export import (
 from ccreid_cli.inference.export_onnx import tensorrt_command
 from ccreid_cli.inference.exported_scores import score_both
 from ccreid_cli.inference.model_card import card_text, model_card, write_cards
+from ccreid_cli.models.backbones import Backbone
+from ccreid_cli.models.registry import BACKBONES, BackboneRow
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 
 HEIGHT, WIDTH, DIM = 32, 16, 8
 SCORES = {"epoch": 3, "mAP": 0.123, "mINP": 0.05, "rank1": 0.456, "rank5": 0.5, "rank10": 0.6}
 
 
+class Wide(Backbone):
+    """Two convolutions: little to trace and compute, and most of a file is weights."""
+
+    def __init__(self) -> None:
+        super().__init__(512)
+        self.conv1 = nn.Conv2d(3, 64, 3, stride=4, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.conv2 = nn.Conv2d(64, 512, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(512)
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(images))))))
+        return result
+
+
 @pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "wide", BackboneRow("two convolutions", lambda: Wide))
+        yield load_checkpoint_of(ModelSpec("wide", "gem", DIM), tmp_path_factory.mktemp("secret-place") / "tiny")
+
+
+def load_checkpoint_of(spec: ModelSpec, folder: Path) -> Embedder:
+    """Write a checkpoint that says all that one can say, and load it."""
     torch.manual_seed(0)
-    spec = ModelSpec("resnet18", "gem", DIM)
-    folder = tmp_path_factory.mktemp("secret-place") / "tiny"
     config = validate({"dataset": "toy", "data_dir": folder, "logs_dir": folder, "height": HEIGHT}, "test")
     content: dict[str, Any] = {"model": ReidNet(spec).state_dict(), "spec": dict(vars(spec))}
     content["preprocess"] = {"height": HEIGHT, "width": WIDTH}
@@ -81,24 +105,34 @@ def load_as_trackers_do(path: Path) -> Any:
     return session, entry, lambda batch: session.run([result.name], {entry.name: batch})[0]
 
 
-@pytest.mark.parametrize("newer", [True, False])
+@pytest.mark.parametrize(
+    ("spec", "newer"),
+    [
+        (ModelSpec("timm:test_vit", "class", height=HEIGHT, width=WIDTH), True),
+        (ModelSpec("resnet18", "gem", DIM), False),
+    ],
+)
 def test_onnx_file_is_what_trackers_take(
-    embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newer: bool
+    images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: ModelSpec, newer: bool
 ) -> None:
+    """Once by each exporter: neither is quick."""
     pytest.importorskip("onnx")
-    if not newer:
+    if newer:
+        pytest.importorskip("timm")
+    else:
         older_exporter_only(monkeypatch)
+    embedder = load_checkpoint_of(spec, tmp_path / "run")
     out = tmp_path / "reid.onnx"
     check = export_model(embedder, "onnx", out, images, "noise")
     assert check.num_images == 5 and check.min_cosine > 0.99999 and check.max_abs_difference < 1e-4
-    assert [path.name for path in tmp_path.iterdir()] == ["reid.onnx"]
+    assert {path.name for path in tmp_path.iterdir()} == {"reid.onnx", "run"}
     session, entry, run = load_as_trackers_do(out)
     assert (entry.name, entry.type, entry.shape[1:]) == ("images", "tensor(float)", [3, HEIGHT, WIDTH])
     assert isinstance(entry.shape[0], str)
     batch = normalize(torch.from_numpy(images).permute(0, 3, 1, 2)).contiguous().numpy()
     for count in (1, 2, 5):
         features = run(batch[:count])
-        assert features.dtype == np.float32 and features.shape == (count, DIM)
+        assert features.dtype == np.float32 and features.shape == (count, embedder.embedding_dim)
         np.testing.assert_allclose(features, embedder.embed(images[:count]), atol=1e-4)
     about = session.get_modelmeta().custom_metadata_map
     assert about["model"] == embedder.fingerprint
@@ -139,14 +173,14 @@ def test_smaller_numbers_give_a_smaller_file_of_nearly_the_same_features(
 
 
 def test_a_file_of_smaller_numbers_that_differs_too_much_is_not_kept(
-    embedder: Embedder, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
     older_exporter_only(monkeypatch)
-    black = np.zeros_like(images)
+    embedder, black = load_checkpoint_of(ModelSpec("resnet18", "gem", DIM), tmp_path / "run"), np.zeros_like(images)
     with pytest.raises(DataError, match=r"cosine .*not 0\.99 or more.*not kept"):
         export_model(embedder, "onnx", tmp_path / "x.onnx", images, "", precision="int8", calibration=black)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
