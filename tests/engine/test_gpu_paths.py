@@ -142,7 +142,7 @@ def test_other_ways_of_training(kind: str, changes: dict[str, Any], tiny_data: P
     algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         with pretended(kind):
-            found = tiny.train(tiny_data, tmp_path, device=kind, precision="fp32", **changes)
+            found = tiny.train(tiny_data, tmp_path, device=kind, precision="fp32", epochs=1, **changes)
     finally:
         torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
     assert 0 < found["last"]["mAP"] <= 1
@@ -272,7 +272,7 @@ def test_labels_are_those_of_the_cpu(kind: str, method: str) -> None:
 def trained(kind: str, tiny_data: Path, tmp_path: Path) -> Iterator[Path]:
     """The logs of a run on a GPU, while the GPU is still there."""
     with pretended(kind):
-        tiny.train(tiny_data, tmp_path / "logs", device=kind, precision="fp32", data_dir=tmp_path / "data")
+        tiny.train(tiny_data, tmp_path / "logs", device=kind, precision="fp32", data_dir=tmp_path / "data", epochs=1)
         yield tmp_path / "logs"
 
 
