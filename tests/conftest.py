@@ -59,7 +59,7 @@ def no_room() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Let the garbage collector pass over what importing has made, and let processes of tests begin with it.
 
     A bench collects before each measurement; a fork copies what the collector touches. CUDA survives no fork.
@@ -68,7 +68,10 @@ def pytest_collection_finish() -> None:
     tiny = sys.modules.get("tiny")
     beside_others = "PYTEST_XDIST_WORKER" in os.environ  # one thread, then
     if tiny and beside_others and sys.platform == "linux" and not tiny.torch.cuda.is_available():
+        capture = session.config.pluginmanager.getplugin("capturemanager")
+        capture.resume_global_capture()  # what the processes say belongs to their tests
         tiny.serve_early()
+        capture.suspend_global_capture()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

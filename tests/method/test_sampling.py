@@ -144,7 +144,7 @@ def test_frequencies_equal_those_of_the_slow_loop(use_cameras: bool, num_instanc
     # Clusters: two cameras with few candidates, many candidates, one camera only, a single image; and an outlier.
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, -1])
     cameras = np.array([0, 0, 1, 0, 1, 1, 2, 2, 2, 1, 5, 5, 5, 5, 5, 0, 0])
-    num_passes = 6000
+    num_passes = 3000
     length = samples_per_pass(labels, num_instances)
     fast = sample_epoch(
         labels,
@@ -168,7 +168,7 @@ def test_frequencies_equal_those_of_the_slow_loop(use_cameras: bool, num_instanc
 
     found, expected = frequencies(fast), frequencies(slow)
     assert found.keys() == expected.keys()
-    # Each frequency is a mean of 6,000 draws: five standard deviations of a difference of two such means.
+    # Each frequency is a mean of 3,000 draws: five standard deviations of a difference of two such means.
     assert all(abs(found[key] - expected[key]) < 5 * (expected[key] / num_passes * 2) ** 0.5 + 1e-3 for key in expected)
 
 
