@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from ccreid_cli.machine.device import exact_product, one_thread
+from ccreid_cli.pseudo_labels.dense_overlap import OverlapSums
 from ccreid_cli.pseudo_labels.jaccard import reciprocal_weights
 from ccreid_cli.pseudo_labels.neighbors import FeatureArray, FeatureTable
-from ccreid_cli.pseudo_labels.overlap import OverlapSums
 
 
 def rerank_blocks(

@@ -28,11 +28,11 @@ class Tile:
         """The rows in double precision, (m, D)."""
         return self.rows.double()
 
-    def similarities(self, left: torch.Tensor, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def similarities(self, left: Tile, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Cosine of pairs of rows.
 
         Args:
-            left: Unit rows, (n, D) float32.
+            left: Some rows of all, n of them.
             owners: First row of each pair, a place in `left`, (P,) int64, ascending.
             columns: Second row of each pair, a place in this tile, (P,) int64.
 
@@ -40,28 +40,35 @@ class Tile:
             Similarities, (P,) float32.
         """
         if owners.numel() == 0:
-            return left.new_empty(0)
-        if left.device.type == "cpu":
+            return left.rows.new_empty(0)
+        if left.rows.device.type == "cpu":
             return self._sampled_product(left, owners, columns)
         return self.gathered_product(left, owners, columns)
 
-    def gathered_product(self, left: torch.Tensor, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def gathered_product(self, left: Tile, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """The same as `similarities`, by gathering the rows of each pair: for GPUs, which lack the sampled product."""
-        chunk = max(1, (256 << 20) // (24 * max(1, left.shape[1])))
+        chunk = max(1, (256 << 20) // (24 * max(1, left.rows.shape[1])))
         parts = [
-            (left[one].double() * self.rows[other]).sum(1).float()
+            (left.rows[one].double() * self.rows[other]).sum(1).float()
             for one, other in zip(torch.split(owners, chunk), torch.split(columns, chunk), strict=True)
         ]
         return torch.cat(parts)
 
-    def _sampled_product(self, left: torch.Tensor, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def _sampled_product(self, left: Tile, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         _silence_beta_warning()
         offsets = torch.searchsorted(owners, torch.arange(len(left) + 1))
         zeros, shape = self.doubles.new_zeros(len(columns)), (len(left), len(self))
         pattern = torch.sparse_csr_tensor(offsets, columns, zeros, shape, check_invariants=False)
-        product = torch.sparse.sampled_addmm(pattern, left.double(), self.doubles.T, beta=0.0)
+        product = torch.sparse.sampled_addmm(pattern, self._doubles_of(left), self.doubles.T, beta=0.0)
         values: torch.Tensor = product.values()
         return values.float()
+
+    def _doubles_of(self, other: Tile) -> torch.Tensor:
+        """Rows in double precision, part of this tile's where they are among them."""
+        inside = other.first - self.first
+        if 0 <= inside <= len(self) - len(other):
+            return self.doubles[inside : inside + len(other)]
+        return other.doubles
 
 
 @lru_cache(maxsize=1)

@@ -107,23 +107,32 @@ class Search:
         self._block_bytes = block_bytes
         self._mean = rows.mean(0) if len(rows) else rows.new_zeros(rows.shape[1])
         self._best = torch.full((len(rows), k), _LOWEST, dtype=torch.int64, device=rows.device)
+        self._to_itself = rows.new_ones(len(rows))
         self._seen = 0
         self._use(dtype)
 
     def _use(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._rounded = RoundedRows(self._rows, self._mean, dtype, keep=False)
+        self._rounded: RoundedRows | None = None
+
+    def _columns(self, tile: Tile) -> tuple[RoundedRows, RoundedRows]:
+        """The rows, and those of a tile, in the number format."""
+        columns = RoundedRows(tile.rows, self._mean, self._dtype)
+        if self._rounded is None:
+            is_same = tile.first == self._start and len(tile) == len(self._rows)
+            self._rounded = columns if is_same else RoundedRows(self._rows, self._mean, self._dtype, keep=False)
+        return self._rounded, columns
 
     def look_through(self, tile: Tile) -> None:
         """Take the rows of a tile into account, as columns."""
-        columns = RoundedRows(tile.rows, self._mean, self._dtype)
+        rounded = self._columns(tile)
         for block in self._blocks(len(tile)):
-            found = self._candidates(block, columns)
+            found = self._candidates(block, *rounded)
             if len(found) > (3 * self._k + 8) * (block.stop - block.start) and self._dtype != torch.float32:
                 # Too coarse to tell these features apart: go on in float32, which costs less than deciding them all.
                 self._use(torch.float32)
-                columns = RoundedRows(tile.rows, self._mean, self._dtype)
-                found = self._candidates(block, columns)
+                rounded = self._columns(tile)
+                found = self._candidates(block, *rounded)
             self._decide(block, tile, found)
         self._seen += len(tile)
 
@@ -135,15 +144,15 @@ class Search:
         total = len(self._rows)
         return [slice(first, min(first + step, total)) for first in range(0, total, step)]
 
-    def _candidates(self, block: slice, columns: RoundedRows) -> torch.Tensor:
+    def _candidates(self, block: slice, rows: RoundedRows, columns: RoundedRows) -> torch.Tensor:
         """Places row·m + column in the block of scores that can be among the best, ascending, (P,) int64."""
-        left = self._rounded.left(block)
+        left = rows.left(block)
         scores = exact_product(left if self._sign > 0 else -left, columns.matrix.T)
-        error, roundoff = self._rounded.error(block, columns), ROUNDOFF[self._dtype]
+        error, roundoff = rows.error(block, columns), ROUNDOFF[self._dtype]
         if self._seen >= self._k:
-            kth = unpack(self._best[block, -1])[0] - self._sign * self._rounded.constants[block] - error
+            kth = unpack(self._best[block, -1])[0] - self._sign * rows.constants[block] - error
         elif scores.shape[1] >= self._k:
-            kth = scores.topk(self._k, dim=1)[0][:, -1].float()
+            kth = _kth_or_less(scores, self._k).float()
             kth = kth - roundoff * kth.abs() - 2 * error
         else:
             kth = torch.full_like(error, -torch.inf)
@@ -156,10 +165,12 @@ class Search:
             return
         owners = torch.div(found, len(tile), rounding_mode="floor")
         columns = found - owners * len(tile)
-        exact = self._sign * tile.similarities(self._rows[block], owners, columns)
+        first = self._start + block.start
+        exact = self._sign * tile.similarities(Tile(first, self._rows[block]), owners, columns)
         keys = pack(exact, columns + tile.first)
         if self._sign > 0:
-            is_self = owners + (self._start + block.start) == columns + tile.first
+            is_self = owners + first == columns + tile.first
+            self._to_itself[block][owners[is_self]] = exact[is_self]
             keys[is_self] |= _LARGEST << 32
         counts = torch.bincount(owners, minlength=block.stop - block.start)
         places = torch.arange(len(owners), device=owners.device) - (counts.cumsum(0) - counts)[owners]
@@ -175,11 +186,17 @@ class Search:
             block = slice(first, first + _ROWS_AT_ONCE)
             values, indices[block] = unpack(self._best[block])
             similarities[block] = self._sign * values
-            if self._sign > 0 and self._k:
-                rows = self._rows[block]
-                own = torch.arange(len(rows), device=rows.device)
-                similarities[block, 0] = Tile(0, rows).similarities(rows, own, own)
+        if self._sign > 0 and self._k:
+            similarities[:, 0] = self._to_itself
         return similarities, indices
+
+
+def _kth_or_less(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """The k-th largest score of each row, or a little less: that of the largest of every 16, (n,)."""
+    groups = scores.shape[1] // 16
+    if groups >= 4 * k:
+        scores = scores[:, : 16 * groups].view(-1, 16, groups).amax(1)
+    return scores.topk(k, dim=1)[0][:, -1]
 
 
 def _places(mask: torch.Tensor) -> torch.Tensor:

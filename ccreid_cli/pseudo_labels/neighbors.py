@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -87,8 +87,9 @@ class FeatureTable:
         """Go through all rows, in tiles: those of this process first."""
         step = self._tile_rows()
         if self._is_whole:
-            for first in range(0, len(self), step):
-                yield Tile(first, self._rows[first : first + step])
+            firsts = range(0, len(self), step)
+            for first in firsts:
+                yield self._only_tile if len(firsts) == 1 else Tile(first, self._rows[first : first + step])
             return
         bounds = [self.group.bounds(len(self), rank) for rank in range(self.group.world)]
         starts = [range(first, last, step) for first, last in bounds]
@@ -96,12 +97,19 @@ class FeatureTable:
         for rank, number, rows in rotate(self.group, lambda number: self.own[number * step :][:step], sizes):
             yield Tile(starts[rank][number], rows)
 
+    @cached_property
+    def _only_tile(self) -> Tile:
+        """All rows, where one tile holds them: what was computed of them is kept."""
+        return Tile(0, self._rows)
+
     def _tile_rows(self) -> int:
         """Rows of a tile: few tiles, as each costs some exact similarities; small ones where several are held."""
         row_bytes = 4 * max(1, self.own.shape[1])
         share = len(self) * row_bytes // (1 if self._is_whole else 8 * self.group.world)
         most = _TILE_BYTES[self.device.type]
         rows = min(most, max(self.block_bytes, share)) // row_bytes
+        if rows >= len(self):
+            return max(1, rows)
         return max(1, rows // 64 * 64 or rows)  # a product of such a width is a third faster than one of odd width
 
     def similarities(self, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -122,7 +130,7 @@ class FeatureTable:
             ends = torch.searchsorted(mine, torch.tensor(cuts, device=mine.device)).tolist()
             for first, begin, end in zip(cuts, ends, ends[1:], strict=False):
                 places = inside[begin:end]
-                left = self.own[first : first + _ROWS_OF_PAIRS]
+                left = Tile(self.start + first, self.own[first : first + _ROWS_OF_PAIRS])
                 values[places] = tile.similarities(left, mine[begin:end] - first, columns[places].long() - tile.first)
         return values
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ccreid_cli.machine.ring import exchange_counts, rotate
+from ccreid_cli.pseudo_labels.dense_overlap import distance_of
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
-from ccreid_cli.pseudo_labels.sparse_rows import Scratch, SparseRows, expand_ranges, offsets_of, scratch_bytes
+from ccreid_cli.pseudo_labels.sparse_rows import Scratch, SparseRows, expand_ranges, scratch_bytes
 
 _TAIL_SHARE = 0.7  # of the overlap asked for: more shortens the heads, but leaves more pairs to sum in full
 
@@ -45,47 +47,6 @@ def join_pairs(parts: Sequence[Pairs]) -> Pairs:
         np.concatenate([part.columns for part in parts]),
         np.concatenate([part.distances for part in parts]),
     )
-
-
-class OverlapSums:
-    """Jaccard distances of some rows to all rows, dense: for blocks of rows such as the queries of a re-ranking.
-
-    Args:
-        weights: Weights of all rows, N × N.
-        scale: The whole number that a weight of one is written as.
-    """
-
-    def __init__(self, weights: SparseRows, scale: int) -> None:
-        self.weights, self.scale = weights, scale
-        by_column = weights.columns.argsort(stable=True)
-        self._column_rows = weights.owners()[by_column]
-        self._column_values = weights.values[by_column]
-        self._column_offsets = offsets_of(weights.columns[by_column].long(), len(weights))
-
-    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Split rows [start, stop) so that a block of distances takes about `scratch_bytes`."""
-        rows = max(16, min(1024, scratch_bytes(self.weights.device) // (8 * len(self.weights))))
-        for first in range(start, stop, rows):
-            yield first, min(first + rows, stop)
-
-    def distances(self, first: int, last: int) -> torch.Tensor:
-        """1 - m/(2 - m) of the rows [first, last), one of the `blocks`, to all rows: (last - first, N) float64."""
-        weights, total = self.weights, len(self.weights)
-        entries = slice(int(weights.offsets[first]), int(weights.offsets[last]))
-        rows = torch.repeat_interleave(weights.offsets[first : last + 1].diff()) * total
-        columns = weights.columns[entries].long()
-        owners, positions = expand_ranges(self._column_offsets[columns], self._column_offsets[columns + 1])
-        keys = rows.index_select(0, owners) + self._column_rows.index_select(0, positions)
-        mine = weights.values[entries].index_select(0, owners)
-        sums = torch.zeros((last - first) * total, dtype=torch.int32, device=weights.device)
-        sums.scatter_add_(0, keys, torch.minimum(mine, self._column_values.index_select(0, positions)))
-        return distance_of(sums.view(last - first, total), self.scale)
-
-
-def distance_of(sums: torch.Tensor, scale: int) -> torch.Tensor:
-    """Jaccard distance 1 - m/(2 - m) in double precision, from overlaps m in whole numbers of 1/scale."""
-    share = sums.double() / scale
-    return (1.0 - share / (2.0 - share)).clamp_(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -127,10 +88,17 @@ class _Lists:
             kept = (rows + tile.first) % 2 == 1
             rows, positions = rows[kept], positions[kept]
         columns = tile.weights.columns[positions].long()
-        by_column = columns.argsort(stable=True)
-        self.rows, self.values = rows[by_column], tile.weights.values[positions[by_column]]
+        self._order = columns.argsort(stable=True)
+        self.rows, self.values = rows[self._order], tile.weights.values[positions[self._order]]
         ends = torch.bincount(columns, minlength=total).cumsum(0)
         self.offsets = torch.cat([ends.new_zeros(1), ends])
+
+    @cached_property
+    def after(self) -> torch.Tensor:
+        """Where later rows begin in the list of each entry of the heads, which go row by row, (E,) int64."""
+        places = torch.empty_like(self._order)
+        places[self._order] = torch.arange(1, len(places) + 1, device=places.device)
+        return places
 
 
 class OverlapSearch:
@@ -250,13 +218,10 @@ class OverlapSearch:
             owners, positions = owners[kept], positions[kept]
         columns = self.weights.columns[positions].long()
         begin, end = lists.offsets[columns], lists.offsets[columns + 1]
-        if is_own:  # each pair is met once, at its first row: later rows are behind this one in the lists
-            rows = owners + (start + self._start - tile.first)
-            inner = torch.nonzero(rows >= 0)[:, 0]
-            if len(inner):
-                keys = torch.repeat_interleave(lists.offsets.diff()) * len(tile.heads) + lists.rows
-                own = columns[inner] * len(tile.heads) + rows[inner]
-                begin[inner] = torch.searchsorted(keys, own, right=True)
+        inside = tile.first - self._start
+        if is_own and stop > inside:  # each pair is met once, at its first row: later rows are behind it in the lists
+            skipped, seen = int(self._heads[start:inside].sum()), int(self._heads[inside:start].sum())
+            begin[skipped:] = lists.after[seen : seen + len(begin) - skipped]
         work = torch.cat([begin.new_zeros(1), (end - begin).cumsum(0)])
         rows = torch.arange(stop - start + 1, device=owners.device)
         entries_before = torch.searchsorted(owners, rows)
@@ -294,7 +259,7 @@ class OverlapSearch:
         distinct = scratch.distinct(enough).sort()[0]
         rows = torch.div(distinct, width, rounding_mode="floor")
         others = distinct - rows * width
-        distances = distance_of(self._full_overlaps(tile, first, last, rows, others), self.scale).float()
+        distances = distance_of(self._full_overlaps(tile, rows + first, others), self.scale).float()
         near = distances <= self.max_distance
         one, other = rows[near] + (first + self._start), others[near] + tile.first
         return Pairs(
@@ -303,27 +268,25 @@ class OverlapSearch:
             distances[near].cpu().numpy(),
         )
 
-    def _full_overlaps(
-        self, tile: _Tile, first: int, last: int, rows: torch.Tensor, others: torch.Tensor
-    ) -> torch.Tensor:
-        """Σ min(V_i, V_j) of each pair, (P,) int64."""
+    def _full_overlaps(self, tile: _Tile, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Σ min(V_i, V_j) of each pair, (P,) int64, of ascending rows and of others, which are in the tile."""
         sums = [torch.zeros(0, dtype=torch.int64, device=rows.device)]
         if not len(rows):
             return sums[0]
         weights = self.weights
-        entries = slice(int(weights.offsets[first]), int(weights.offsets[last]))
+        rows, places_of = torch.unique_consecutive(rows, return_inverse=True)
+        owners, entries = weights.expand(rows)
         columns = weights.columns[entries].long()
         order = torch.arange(len(columns), dtype=torch.int32, device=rows.device)
         self._columns.scatter_(0, columns, order)  # whichever write wins, exactly one entry of a column reads itself
         distinct = columns[self._columns[columns] == order]
         self._columns[distinct] = torch.arange(1, len(distinct) + 1, dtype=torch.int32, device=rows.device)
         width = len(distinct) + 1
-        if len(self._table) < (last - first) * width:
-            self._table = weights.values.new_zeros((last - first) * width)
-        owners = torch.repeat_interleave(weights.offsets[first : last + 1].diff())
+        if len(self._table) < len(rows) * width:
+            self._table = weights.values.new_zeros(len(rows) * width)
         keys = owners.mul_(width).add_(self._columns[columns])
         self._table.scatter_(0, keys, weights.values[entries])
-        for left, right in zip(torch.split(rows, 1 << 13), torch.split(others, 1 << 13), strict=True):
+        for left, right in zip(torch.split(places_of, 1 << 13), torch.split(others, 1 << 13), strict=True):
             pair, positions = tile.weights.expand(right)
             places = (left * width).index_select(0, pair)
             places += self._columns.index_select(0, tile.weights.columns.index_select(0, positions))

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ccreid_cli.engine.reranking import rerank_blocks
-from ccreid_cli.pseudo_labels import overlap
+from ccreid_cli.pseudo_labels import dense_overlap
 
 SMALL = Path(__file__).parents[1] / "golden"
 
@@ -47,7 +47,7 @@ def test_distances_equal_the_dense_oracle(rng: np.random.Generator, k1: int, k2:
 def test_blocks_put_together_are_the_whole(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = oracles.unit_rows(rng, 200, 12, clusters=12)
     whole = rerank(rows[:100], rows[100:])
-    monkeypatch.setattr(overlap, "scratch_bytes", lambda device: 1 << 10)
+    monkeypatch.setattr(dense_overlap, "scratch_bytes", lambda device: 1 << 10)
     blocks = list(rerank_blocks(rows[:100], rows[100:]))
     assert len(blocks) > 2
     np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-6)

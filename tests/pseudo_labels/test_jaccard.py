@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from ccreid_cli.pseudo_labels import overlap, sparse_rows
+from ccreid_cli.pseudo_labels.dense_overlap import OverlapSums
 from ccreid_cli.pseudo_labels.jaccard import (
     expansion_weights,
     graph_from_pairs,
@@ -22,7 +23,7 @@ from ccreid_cli.pseudo_labels.jaccard import (
     reciprocal_weights,
 )
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
-from ccreid_cli.pseudo_labels.overlap import OverlapSearch, OverlapSums, join_pairs
+from ccreid_cli.pseudo_labels.overlap import OverlapSearch, join_pairs
 
 SMALL = Path(__file__).parents[1] / "golden"
 

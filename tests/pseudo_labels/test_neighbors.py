@@ -64,7 +64,7 @@ def test_few_pairs_are_decided_in_double_precision(rng: np.random.Generator, mon
     decided = []
     original = Tile.similarities
 
-    def counted(tile: Tile, left: torch.Tensor, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def counted(tile: Tile, left: Tile, owners: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         decided.append(len(owners))
         return original(tile, left, owners, columns)
 
@@ -113,7 +113,7 @@ def test_gathered_products_agree_with_the_sampled_ones(rng: np.random.Generator)
     owners = torch.arange(200).repeat_interleave(7)
     columns = torch.from_numpy(rng.integers(200, size=1400))
     torch.testing.assert_close(
-        Tile(0, table.own).gathered_product(table.own, owners, columns),
+        Tile(0, table.own).gathered_product(Tile(0, table.own), owners, columns),
         table.similarities(owners.int(), columns.int()),
         rtol=0,
         atol=1e-7,
