@@ -101,9 +101,14 @@ def test_market_mini_learns_from_real_images(
     network = ["-d", "market1501", "-a", "mobilenet_v2", "--weights", weights]
     untrained = ccreid(capfd, monkeypatch, "eval", *network, "--height", 128, "--width", 64)
     assert untrained["mAP"] == pytest.approx(0.096, abs=0.005)  # the reference's own figure
-    batches = ["-b", 64, "--num-instances", 8, "--iters", 16, "--epochs", 1, "--eps", 0.5, "--no-report"]
+    train = sorted((tmp_path / "data").rglob("bounding_box_train/*.jpg"))
+    kept = set(sorted({file.name[:4] for file in train})[::3])  # a third of the people is enough to learn from
+    for file in train:
+        if file.name[:4] not in kept:
+            file.unlink()
+    batches = ["-b", 64, "--num-instances", 8, "--iters", 8, "--lr", 7e-4, "--epochs", 1, "--eps", 0.5, "--no-report"]
     result = ccreid(capfd, monkeypatch, "train", *network, *SIZE, *batches, "--name", "mini")
-    assert result["last"]["mAP"] > 0.042  # 0.035 untrained at this size, 0.048 now
+    assert result["last"]["mAP"] > 0.042  # 0.035 untrained at this size, 0.051 now
 
 
 @pytest.mark.skipif(os.environ.get("CCREID_TEST_GPU") != "1", reason="set CCREID_TEST_GPU=1 on a machine with a GPU")
