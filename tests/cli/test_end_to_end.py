@@ -108,7 +108,7 @@ def test_market_mini_learns_from_real_images(
             file.unlink()
     batches = ["-b", 64, "--num-instances", 8, "--iters", 8, "--lr", 7e-4, "--epochs", 1, "--eps", 0.5, "--no-report"]
     result = ccreid(capfd, monkeypatch, "train", *network, *SIZE, *batches, "--name", "mini")
-    assert result["last"]["mAP"] > 0.042  # 0.035 untrained at this size, 0.051 now
+    assert result["last"]["mAP"] > 0.045  # 0.039 where the steps change nothing, 0.051 now
 
 
 @pytest.mark.skipif(os.environ.get("CCREID_TEST_GPU") != "1", reason="set CCREID_TEST_GPU=1 on a machine with a GPU")
