@@ -1,8 +1,15 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
+import numpy as np
+import oracles
 import pytest
+import tiny
+import torch
+import wire_in_ranks
 
 from ccreid_cli.bench.base import StageResult
 from ccreid_cli.bench.plan import (
@@ -45,6 +52,15 @@ def test_bytes_that_move() -> None:
     assert found["sparse rows"] == pytest.approx(750 * (1 - math.exp(-5 / 4)) * (8 * 3 + 8) + 2 * 250 * (8 * 7 + 8))
     assert found["labels"] == 10 * 750 * 8
     assert bytes_of_labels(work, features_are_split=True)["features passing"] == 2 * 750 * 32
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts by Linux's tcp_info")
+def test_bytes_of_labels_are_those_on_the_wire(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows = torch.from_numpy(oracles.unit_rows(rng, 1000, 64, clusters=100))
+    counted = tiny.call_in_ranks(wire_in_ranks.received_for_labels, 2, tmp_path, rows, 1_000_000)
+    assert [known for _, known in counted] == pytest.approx([1_000_000] * 2, rel=0.002)
+    planned = sum(bytes_of_labels(wire_in_ranks.workload(rows, 2), features_are_split=True).values())
+    assert sum(labels for labels, _ in counted) / 2 == pytest.approx(planned, rel=0.02)
 
 
 def test_memory_is_linear_in_the_images() -> None:
