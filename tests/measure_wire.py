@@ -38,7 +38,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = tiny.call_in_ranks(wire_in_ranks.received_for_labels, world, Path(folder), rows, 0)
         counted = sum(labels for labels, _ in found) / world
-        planned = sum(bytes_of_labels(replace(work, gpus=world), features_are_split=True).values())
+        planned = sum(bytes_of_labels(replace(work, gpus=world)).values())
         print(
             f"{world} processes: {planned:,.0f} bytes predicted, {counted:,.0f} counted, {planned / counted - 1:+.2%}"
         )

@@ -16,13 +16,14 @@ from ccreid_cli.bench.base import StageResult
 from ccreid_cli.bench.run import published_sizes
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import UsageError
+from ccreid_cli.machine.split_rows import COLUMNS_PER_BLOCK
 
 ASSUMPTIONS = (
     "every GPU is as fast as the device that was measured; waiting for one another is not counted",
     "exchanges run at the bandwidth given, one direction at a time, and never overlap with computing",
     "the batch holds at least one batch-norm chunk per GPU, and grows with the GPUs where it does not",
     "an epoch draws each image as often as the recipe does on its own dataset",
-    "features are held whole by every GPU; neighbours, sparse rows and decoded images are split over them",
+    "features, neighbours, sparse rows and decoded images are split over the GPUs",
     "rows are in random order",
 )
 
@@ -118,17 +119,20 @@ def bytes_per_step(work: Workload) -> dict[str, float]:
 
 
 def bytes_per_epoch(work: Workload) -> dict[str, float]:
-    """Count the bytes that a process receives once an epoch: the features, and what labels need beside them.
+    """Count the bytes that a process receives once an epoch: what labels need, and columns for the centroids.
 
-    Features are all-gathered, (W-1)/W·N·4D, since more than the labels needs them.
+    - columns: of the features, those whose means this process computes, in whole blocks, from the others' rows,
+      (W-1)/W·N·4·D/W or a block. The centroids, one row for a cluster, are left out.
     """
-    return {"features": work.others * work.num_images * 4 * work.dim, **bytes_of_labels(work)}
+    blocks = math.ceil(work.dim / COLUMNS_PER_BLOCK)
+    columns = min(work.dim, COLUMNS_PER_BLOCK * math.ceil(blocks / work.gpus))
+    return {"columns": work.others * work.num_images * 4 * columns, **bytes_of_labels(work)}
 
 
-def bytes_of_labels(work: Workload, *, features_are_split: bool = False) -> dict[str, float]:
+def bytes_of_labels(work: Workload) -> dict[str, float]:
     """Count the bytes that a process receives for labels.
 
-    - features, only where each process has its share of them alone: all rows pass by twice, 2·(W-1)/W·N·4D;
+    - features: all rows pass by twice, 2·(W-1)/W·N·4D;
     - neighbours: those of its rows that others have among their own, (W-1)/W·N/W·8·k1;
     - sets: of the distinct rows among `reciprocal` of each of its N/W rows, 4·(k1/2 + 1) bytes and a request of 4;
     - sparse rows: of the distinct rows among k2 of each, 8·expanded bytes, a length and a request; then, to compare
@@ -141,28 +145,28 @@ def bytes_of_labels(work: Workload, *, features_are_split: bool = False) -> dict
     rows, share = work.num_images * work.others, work.num_images / work.gpus
     half = round(work.k1 / 2) + 1
     sets, averaged = (1 - math.exp(-count / work.gpus) for count in (work.reciprocal, work.k2 - 1))
-    counted = {
-        "features passing": 2 * rows * 4 * work.dim if features_are_split else 0.0,
+    return {
+        "features passing": 2 * rows * 4 * work.dim,
         "neighbours": share * work.others * 8 * work.k1,
         "sets": rows * sets * (4 * half + 4),
         "sparse rows": rows * averaged * (_ENTRY * work.expanded + 8)
         + work.gpus // 2 * share * (_ENTRY * work.averaged + 8),
         "labels": 5 * 2 * rows * 8,
     }
-    return {name: value for name, value in counted.items() if value or name != "features passing"}
 
 
 def memory_per_gpu(work: Workload, rates: Rates) -> dict[str, float]:
     """Count the bytes that a process holds at its worst moments.
 
-    - labelling: features (N·4D), and of its share, N/W rows: neighbours (16·k1) and averaged sparse rows, with the
-      room to put them together (12·averaged); a table of 16 rows over all columns (64N) and 40N of counts and labels;
+    - labelling: of its share, N/W rows: features, and room for pieces of the others' (2·4D), neighbours (16·k1) and
+      averaged sparse rows, with the room to put them together (12·averaged); a table of 16 rows over all columns (64N)
+      and 40N of counts and labels;
     - steps: the network and Adam (16P) and what a step of B/W images needs, as measured;
     - store: its shard of the decoded images (N/W·3HW), in the machine's memory or on its disk.
     """
     rows, share = work.num_images, work.num_images / work.gpus
     return {
-        "labelling": rows * (4 * work.dim + 104) + share * (16 * work.k1 + 12 * work.averaged),
+        "labelling": rows * 104 + share * (8 * work.dim + 16 * work.k1 + 12 * work.averaged),
         "steps": _ADAM * work.parameters + rates.step_bytes * work.batch_size / work.gpus,
         "store": share * 3 * work.height * work.width,
     }

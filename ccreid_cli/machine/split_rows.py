@@ -14,7 +14,7 @@ from torch import Tensor
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.ring import exchange_counts
 
-COLUMNS_PER_BLOCK = 64
+COLUMNS_PER_BLOCK = 32
 """Columns that are computed at once: as many for any number of processes, as sums may round by the width."""
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +47,13 @@ def test_bytes_that_move() -> None:
         "images": 3 / 4 * 16 * 24,
     }
     found = bytes_per_epoch(work)
-    assert found["features"] == 750 * 32
+    assert found["columns"] == 750 * 32  # one block of columns
+    assert bytes_per_epoch(replace(work, dim=256))["columns"] == 750 * 4 * 64
     assert found["neighbours"] == 250 * 0.75 * 8 * 5
     assert found["sets"] == pytest.approx(750 * (1 - math.exp(-2 / 4)) * (4 * 3 + 4))
     assert found["sparse rows"] == pytest.approx(750 * (1 - math.exp(-5 / 4)) * (8 * 3 + 8) + 2 * 250 * (8 * 7 + 8))
     assert found["labels"] == 10 * 750 * 8
-    assert bytes_of_labels(work, features_are_split=True)["features passing"] == 2 * 750 * 32
+    assert bytes_of_labels(work)["features passing"] == 2 * 750 * 32
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts by Linux's tcp_info")
@@ -59,7 +61,7 @@ def test_bytes_of_labels_are_those_on_the_wire(tmp_path: Path, rng: np.random.Ge
     rows = torch.from_numpy(oracles.unit_rows(rng, 1000, 64, clusters=100))
     counted = tiny.call_in_ranks(wire_in_ranks.received_for_labels, 2, tmp_path, rows, 1_000_000)
     assert [known for _, known in counted] == pytest.approx([1_000_000] * 2, rel=0.002)
-    planned = sum(bytes_of_labels(wire_in_ranks.workload(rows, 2), features_are_split=True).values())
+    planned = sum(bytes_of_labels(wire_in_ranks.workload(rows, 2)).values())
     assert sum(labels for labels, _ in counted) / 2 == pytest.approx(planned, rel=0.02)
 
 
@@ -69,7 +71,7 @@ def test_memory_is_linear_in_the_images() -> None:
     assert large["store"] == pytest.approx(10 * small["store"])
     assert small["store"] == 1_000_000 / 8 * 256 * 128 * 3
     assert small["steps"] == 16 * 23_510_000 + 1e6 * 256 / 8
-    assert small["labelling"] > 1_000_000 * 4 * 2048
+    assert small["labelling"] > 1_000_000 / 8 * 4 * 2048
 
 
 def test_seconds_of_an_epoch() -> None:
