@@ -15,8 +15,8 @@ from typer.main import get_command
 
 from ccreid_cli.cli.app import build_app
 from ccreid_cli.cli.completion.answers import offers
+from ccreid_cli.core import checking, recipes
 from ccreid_cli.core import config as config_module
-from ccreid_cli.core import recipes
 from ccreid_cli.core.components import Component
 from ccreid_cli.core.config import METHOD, TrainConfig
 from ccreid_cli.core.setting import Setting
@@ -143,7 +143,8 @@ class WithMargin(TrainConfig):
 
 
 def test_setting(cli: Cli, train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_module, "TrainConfig", WithMargin)
+    for module in (config_module, checking):
+        monkeypatch.setattr(module, "TrainConfig", WithMargin)
     assert "Margin of the loss. Default: 0.3." in cli("train", "--help").out
     assert _offered("train", "--marg") == ["--margin"]
     assert "margin = -1.0: it should be greater than or equal to 0" in cli("train", "-d", "toy", "--margin", -1).err
