@@ -133,10 +133,11 @@ def expansion_weights(
     scratch = Scratch(total, indices.device)
     new_rows, new_columns = _new_members(table, indices, mask, near_mask, scratch)
     new_similarities = table.similarities(new_rows, new_columns)
-    parts = []
-    for first, last in scratch.row_blocks(0, len(indices)):
+    blocks, parts = list(scratch.row_blocks(0, len(indices))), []
+    cuts = torch.tensor([0, *(last for _, last in blocks)], dtype=new_rows.dtype, device=new_rows.device)
+    edges = torch.searchsorted(new_rows, cuts).tolist()  # of one type with the rows, which are copied otherwise
+    for (first, last), begin, end in zip(blocks, edges, edges[1:], strict=False):
         rows, places = torch.nonzero(mask[first:last], as_tuple=True)
-        begin, end = torch.searchsorted(new_rows, torch.tensor([first, last], device=rows.device)).tolist()
         old_keys = rows * total + indices[first:last][rows, places]
         new_keys = (new_rows[begin:end] - first).long() * total + new_columns[begin:end]
         keys, order = torch.cat([old_keys, new_keys]).sort()
