@@ -84,8 +84,9 @@ class Saver:
         """
         training = content["training"]
         try:
-            self._model.load_state_dict(training.get("model", content["model"]))
             self._method.evaluated().load_state_dict(content["model"])
+            if "model" in training:  # it is not the one that is evaluated
+                self._model.load_state_dict(training["model"])
             self._optimizer.load_state_dict(training["optimizer"])
             self._method.load_state_dict(training["method"])
             return TrainState.unpack(training)
