@@ -27,8 +27,9 @@ from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_path
 from ccreid_cli.inference.feature_file import checked_features, names_of_rows, normalize_rows
+from ccreid_cli.inference.feature_rows import Rows, ShardedRows
 from ccreid_cli.inference.image_list import ImageList
-from ccreid_cli.inference.stored_arrays import FORMAT, PARQUET_KEY, StoredArrays, load_arrays
+from ccreid_cli.inference.stored_arrays import ALL, FORMAT, PARQUET_KEY, StoredArrays, load_arrays
 
 VERSION = 2
 """Of the files: since version 2, ids and cameras are names; in version 1 each file numbered its own."""
@@ -39,17 +40,22 @@ class EmbeddingFile:
     """N features and what is known of them.
 
     Attributes:
-        features: (N, D) float32 unit rows, in RAM or memory-mapped.
+        features: (N, D) float32 unit rows, in RAM, memory-mapped or in shards on disk.
         images: The N images they come from.
         about: What made them: ``model``, ``source``, ``preprocess``; empty for a file that ccreid did not write.
     """
 
-    features: NDArray[np.float32]
+    features: Rows
     images: ImageList
     about: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """The features as one array: of shards, they are read into RAM."""
+        return np.asarray(self.features)
 
 
 def check_form(path: Path) -> None:
@@ -109,7 +115,7 @@ def _write_npz(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> 
     columns = {"names": content.images.names, **_columns(content.images)}
     arrays: dict[str, Any] = {name: np.array(list(values), dtype=np.str_) for name, values in columns.items()}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, features=content.features, **arrays, about=np.array(json.dumps(about)))
+        np.savez(file, features=content.matrix, **arrays, about=np.array(json.dumps(about)))
 
 
 def _write_npy(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> None:
@@ -122,14 +128,14 @@ def _write_npy(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> 
         names.write_bytes(lines.encode("utf-8", "surrogateescape"))
         rest.write_text(json.dumps({**about, **columns}) + "\n", encoding="utf-8")
         with matrix.open("wb") as file:
-            np.save(file, content.features)
+            np.save(file, content.matrix)
 
 
 def _write_parquet(path: Path, content: EmbeddingFile, about: Mapping[str, Any]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    dim = content.features.shape[1]
+    dim = content.matrix.shape[1]
     columns = _columns(content.images)
     data = {"name": pa.array([name.encode("utf-8", "replace").decode() for name in content.images.names])}
     for old, new in {"ids": "id", "cams": "camera", "split": "split"}.items():
@@ -137,7 +143,7 @@ def _write_parquet(path: Path, content: EmbeddingFile, about: Mapping[str, Any])
             data |= {new: pa.array(columns[old], pa.string())} if old in columns else {}
         except UnicodeEncodeError as error:
             raise DataError(f"{path}: an {new} is no Unicode text: {error.object!r}.", "Write .npz or .npy.") from error
-    data["feature"] = pa.FixedSizeListArray.from_arrays(pa.array(content.features.reshape(-1)), dim)
+    data["feature"] = pa.FixedSizeListArray.from_arrays(pa.array(content.matrix.reshape(-1)), dim)
     table = pa.table(data).replace_schema_metadata({PARQUET_KEY: json.dumps(about).encode()})
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, row_group_size=8192)
@@ -151,7 +157,7 @@ _WRITERS: dict[str, Callable[[Path, EmbeddingFile, Mapping[str, Any]], None]] = 
 
 
 def read_embeddings(path: Path) -> EmbeddingFile:
-    """Read features of any of the three forms; an ``.npy`` matrix is memory-mapped, not copied.
+    """Read features of any of the three forms, or a folder of shards; an ``.npy`` and shards stay on disk.
 
     Files that ccreid did not write are taken too, as far as `feature_file.read_features` takes them; their rows
     are normalised, and called by number where nothing names them.
@@ -160,15 +166,24 @@ def read_embeddings(path: Path) -> EmbeddingFile:
         UsageError: Reading the file needs a package that is missing.
         DataError: The file is missing, damaged, or its parts do not fit together.
     """
+    if path.is_dir():
+        stored = load_arrays(path, [name for name in ALL if name != "features"])
+        rows = ShardedRows(path)
+        return EmbeddingFile(rows, *_images_of(stored, len(rows)))
     stored = load_arrays(path, in_place=True)
     features, names = stored.arrays.get("features"), stored.arrays.get("names")
     if not stored.about or names is None or features is None or features.dtype != np.float32:
         return _of_others(stored)
     if features.ndim != 2 or any(len(array) != len(features) for array in stored.arrays.values() if array.ndim):
         raise DataError(f"{path}: features, names, ids and cameras differ in number.", "Make it again.")
+    return EmbeddingFile(features, *_images_of(stored, len(features)))
+
+
+def _images_of(stored: StoredArrays, num_rows: int) -> tuple[ImageList, Mapping[str, Any]]:
+    """Return the images of the rows of a file that ccreid wrote, and what else it says of them."""
     about = dict(stored.about)
     root = Path(about.pop("root", "."))
-    return EmbeddingFile(features, ImageList(root, *_columns_of(stored, len(features))), about)
+    return ImageList(root, *_columns_of(stored, num_rows)), about
 
 
 def _of_others(stored: StoredArrays) -> EmbeddingFile:

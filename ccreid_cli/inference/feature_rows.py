@@ -1,8 +1,10 @@
-"""Some rows of a feature file or a folder of them: what one of several processes needs, without the rest."""
+"""Some rows of a feature file or a folder of them: what one of several processes or a search needs, not the rest."""
 
 from __future__ import annotations
 
+import struct
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +17,93 @@ from ccreid_cli.inference.shard_index import read_whole_index, shard_file
 from ccreid_cli.inference.stored_arrays import UNREADABLE, StoredArrays, load_arrays
 
 _ROWS_AT_ONCE = 4096
+_SHARDS_OPEN = 64
+
+
+class ShardedRows:
+    """The rows of a finished folder of features, which stay on disk: those that are asked for are read.
+
+    Args:
+        folder: The folder.
+
+    Attributes:
+        shape: N and D.
+
+    Raises:
+        DataError: The folder is not finished, or a shard is damaged or differs from what the index says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._counts = folder, read_whole_index(folder).rows or ()
+        self._ends = np.cumsum(self._counts)
+        self._shard = lru_cache(_SHARDS_OPEN)(self._open)
+        filled = int(np.argmax(np.array(self._counts) > 0))
+        self._width = self._read(filled).shape[1]
+        self.shape = (int(self._ends[-1]), self._width)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return consecutive rows, or rows by number."""
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step == 1:
+                return self._between(start, stop)
+            key = np.arange(start, stop, step)
+        found = np.empty((len(key), self._width), dtype=np.float32)
+        places = np.searchsorted(self._ends, key, side="right")
+        for number in np.unique(places).tolist():
+            here = places == number
+            found[here] = self._shard(number)[key[here] - (self._ends[number] - self._counts[number])]
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Read all rows, for NumPy."""
+        return self[:].astype(dtype or np.float32, copy=False)
+
+    def _between(self, start: int, stop: int) -> NDArray[np.float32]:
+        found = np.empty((max(0, stop - start), self._width), dtype=np.float32)
+        for number, (end, count) in enumerate(zip(self._ends.tolist(), self._counts, strict=True)):
+            first, last = max(start, end - count), min(stop, end)
+            if first < last:
+                found[first - start : last - start] = self._shard(number)[first - end + count : last - end + count]
+        return found
+
+    def _open(self, number: int) -> NDArray[np.float32]:
+        rows = self._read(number)
+        if rows.shape != (self._counts[number], self._width):
+            raise DataError(
+                f"{shard_file(self._folder, number)} has not the {self._counts[number]:,} rows, {self._width} long, "
+                f"that {self._folder} counts.",
+                "Extract the features again, with --force.",
+            )
+        return rows
+
+    def _read(self, number: int) -> NDArray[np.float32]:
+        file = shard_file(self._folder, number)
+        mapped = _mapped(file)
+        return load_arrays(file, ("features",)).take("features") if mapped is None else mapped
+
+
+Rows = NDArray[np.float32] | ShardedRows
+"""Features (N, D): an array, or what reads its rows from disk."""
+
+
+def _mapped(path: Path) -> NDArray[np.float32] | None:
+    """Map the features of an archive into memory; None where they are not stored one after another, or damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            entry = archive.getinfo("features.npy")
+            file.seek(entry.header_offset)
+            name, extra = struct.unpack("<26x2H", file.read(30))
+            file.seek(name + extra, 1)
+            shape, is_fortran, dtype = _read_head(file)
+            if entry.compress_type != zipfile.ZIP_STORED or is_fortran or dtype != np.float32 or len(shape) != 2:
+                return None
+            return np.memmap(file, dtype, "r", file.tell(), shape)
+    except (*UNREADABLE, struct.error):
+        return None
 
 
 def count_rows(path: Path) -> int:

@@ -124,7 +124,7 @@ def identify(
     Returns:
         The names of all images of `gathered`.
     """
-    features, images = gathered.content.features, gathered.content.images
+    features, images = gathered.content.matrix, gathered.content.images
     constraints = constraints_of(images)
     if constraints:
         reporter.message(constraints.in_words())
@@ -267,7 +267,7 @@ def _with_features(
         raise DataError(
             f"{path} holds features of length {content.features.shape[1]}; the model gives {more.features.shape[1]}."
         )
-    features = np.concatenate([content.features, more.features])
+    features = np.concatenate([content.matrix, more.matrix])
     return EmbeddingFile(features, _joined(content.images, more.images), content.about), broken
 
 

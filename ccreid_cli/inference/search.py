@@ -18,6 +18,7 @@ from ccreid_cli.core.words import plural
 from ccreid_cli.images.sheet import Cell, check_sheet, draw_sheet, save_sheet
 from ccreid_cli.inference.embedder import Embedder
 from ccreid_cli.inference.embedding_file import EmbeddingFile, read_embeddings
+from ccreid_cli.inference.feature_rows import Rows
 from ccreid_cli.inference.image_list import ImageList
 from ccreid_cli.machine.ranks import threads_per_process
 
@@ -41,14 +42,14 @@ class SearchResults:
     indices: NDArray[np.int64]
 
 
-def best_matches(queries: NDArray[np.float32], gallery: NDArray[np.float32], top: int) -> SearchResults:
+def best_matches(queries: NDArray[np.float32], gallery: Rows, top: int) -> SearchResults:
     """Find the gallery rows most similar to each query, without a copy of the gallery.
 
     faiss compares, exactly (its ``IndexFlatIP`` without the copy); NumPy where faiss is not installed.
 
     Args:
         queries: (Q, D) unit rows.
-        gallery: (N, D) unit rows, in RAM or memory-mapped.
+        gallery: (N, D) unit rows, in RAM or on disk.
         top: How many to find, at least 1; a smaller gallery gives all it has.
 
     Raises:
@@ -76,7 +77,7 @@ def ordered(similarities: NDArray[np.float32], indices: NDArray[np.int64], count
 
 
 def _search_faiss(
-    queries: NDArray[np.float32], gallery: NDArray[np.float32], count: int
+    queries: NDArray[np.float32], gallery: Rows, count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     import faiss
 
@@ -87,11 +88,11 @@ def _search_faiss(
 
     # faiss gives each of a few queries to one thread. So that one query has all of them, the gallery is cut up.
     parts = max(1, threads_per_process(1) // len(queries))
-    size = max(_LEAST_ROWS, -(-len(gallery) // parts))
+    size = max(_LEAST_ROWS, min(-(-len(gallery) // parts), _BLOCK_BYTES // (4 * gallery.shape[1])))
     starts = range(0, len(gallery), size)
     if len(starts) == 1:
         return search(0)
-    with ThreadPoolExecutor(len(starts), "search") as pool:
+    with ThreadPoolExecutor(parts, "search") as pool:
         found = list(pool.map(search, starts))
     scores, indices = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
@@ -99,7 +100,7 @@ def _search_faiss(
 
 
 def _search_numpy(
-    queries: NDArray[np.float32], gallery: NDArray[np.float32], count: int
+    queries: NDArray[np.float32], gallery: Rows, count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     rows = max(1, _BLOCK_BYTES // (4 * len(queries)))
     best = np.empty((len(queries), 0), dtype=np.float32)
@@ -143,7 +144,7 @@ def open_gallery(path: Path, embedder: Embedder, reporter: Reporter, *, all_rows
     return gallery
 
 
-def check_finite(features: NDArray[np.float32], path: Path) -> None:
+def check_finite(features: Rows, path: Path) -> None:
     """Raise a DataError that names the first row with a value that is no number: a search would pass it over."""
     ones = np.ones(features.shape[1], dtype=np.float32)
     rows = max(1, _BLOCK_BYTES // (4 * max(1, features.shape[1])))

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.inference.embedding_file import EmbeddingFile
+from ccreid_cli.inference.feature_rows import Rows
 from ccreid_cli.inference.search import SearchResults, best_matches, check_finite, ordered
 
 _VERSION = 1
@@ -65,10 +66,10 @@ class SearchIndex:
     Args:
         index: faiss's.
         about: What is known of it.
-        features: The rows it is of, (N, D), memory-mapped.
+        features: The rows it is of, (N, D), on disk.
     """
 
-    def __init__(self, index: Any, about: AboutIndex, features: NDArray[np.float32]) -> None:
+    def __init__(self, index: Any, about: AboutIndex, features: Rows) -> None:
         self._index, self.about, self._features = index, about, features
 
     def best_matches(self, queries: NDArray[np.float32], top: int, num_probed: int | None = None) -> SearchResults:
@@ -187,7 +188,7 @@ def _fingerprint(gallery: Path, content: EmbeddingFile) -> str:
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-def _build(place: Path, rows: NDArray[np.float32], features: str, recall: float, gallery: Path) -> AboutIndex:
+def _build(place: Path, rows: Rows, features: str, recall: float, gallery: Path) -> AboutIndex:
     """Build an index in a folder beside its place, choose how much a search reads, and put it into place."""
     import faiss
 
@@ -211,7 +212,7 @@ def _build(place: Path, rows: NDArray[np.float32], features: str, recall: float,
     return about
 
 
-def _fill(index: Any, rows: NDArray[np.float32], folder: Path) -> None:
+def _fill(index: Any, rows: Rows, folder: Path) -> None:
     """Add rows a block at a time, each to a file of its own, and merge the files list by list into the one on disk."""
     import faiss
     from faiss.contrib.ondisk import merge_ondisk
@@ -229,9 +230,7 @@ def _fill(index: Any, rows: NDArray[np.float32], folder: Path) -> None:
         path.unlink()
 
 
-def _choose(
-    index: SearchIndex, rows: NDArray[np.float32], sample: NDArray[np.int64], wanted: float
-) -> tuple[int, float]:
+def _choose(index: SearchIndex, rows: Rows, sample: NDArray[np.int64], wanted: float) -> tuple[int, float]:
     """Return how many cells to read, twice as many at a time, and the recall that gives on other rows."""
     known, fresh = sample[::2], sample[1::2] if len(sample) > 1 else sample
     probed = 1

@@ -127,12 +127,12 @@ def _label(
         if constraints is not None:
             settings = constraints.scaled(settings)
             rows, counts = constraints.pool(rows), constraints.sizes()
+        split = None if total is None else rows.total
         if settings.neighbors == "approximate" and rows.total >= LEAST_ROWS:
             table: FeatureTable = ApproximateTable(
-                rows.gathered(), group.device, settings.recall, settings.k1, counts=counts, group=group
+                rows.own, group.device, settings.recall, settings.k1, counts=counts, group=group, total=split
             )
         else:
-            split = None if total is None else rows.total
             table = FeatureTable(rows.own, group.device, group=group, total=split, counts=counts)
     found, approximation = cluster(table, settings, group, watch), None
     if isinstance(table, ApproximateTable):

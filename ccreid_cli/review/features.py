@@ -39,7 +39,7 @@ def features_from(file: Path, table: IdentityTable) -> NDArray[np.float32]:
     """
     content = read_embeddings(file)
     if not content.about and len(content) == len(table):
-        return content.features
+        return content.matrix
     rows = {name: row for row, name in enumerate(content.images.names)}
     by_file = {path.absolute(): row for row, path in enumerate(content.images.paths)}
     found = [rows.get(name, by_file.get(path.absolute())) for name, path in zip(table.images, table.files, strict=True)]
@@ -82,10 +82,10 @@ def features_of(
             raise UsageError(
                 "no trained model is named.", "Name a run with --resume, or a feature file with --features."
             )
-        return kept.features
+        return kept.matrix
     network = embedder()
     if kept is not None and all(kept.about.get(key) == network.about()[key] for key in ("model", "preprocess")):
-        return kept.features
+        return kept.matrix
     found = network.embed_files(table.files, batch_size=batch_size, workers=workers, reporter=reporter)
     if found.broken:
         text = describe_broken(table.images, found.broken)

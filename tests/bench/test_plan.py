@@ -5,12 +5,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import measured_labels
 import numpy as np
 import oracles
 import pytest
 import tiny
 import torch
-import wire_in_ranks
 
 from ccreid_cli.bench.base import StageResult
 from ccreid_cli.bench.plan import (
@@ -59,9 +59,9 @@ def test_bytes_that_move() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="counts by Linux's tcp_info")
 def test_bytes_of_labels_are_those_on_the_wire(tmp_path: Path, rng: np.random.Generator) -> None:
     rows = torch.from_numpy(oracles.unit_rows(rng, 1000, 64, clusters=100))
-    counted = tiny.call_in_ranks(wire_in_ranks.received_for_labels, 2, tmp_path, rows, 1_000_000)
+    counted = tiny.call_in_ranks(measured_labels.received_for_labels, 2, tmp_path, rows, 1_000_000)
     assert [known for _, known in counted] == pytest.approx([1_000_000] * 2, rel=0.002)
-    planned = sum(bytes_of_labels(wire_in_ranks.workload(rows, 2)).values())
+    planned = sum(bytes_of_labels(measured_labels.workload(rows, 2)).values())
     assert sum(labels for labels, _ in counted) / 2 == pytest.approx(planned, rel=0.02)
 
 

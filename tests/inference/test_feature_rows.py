@@ -7,7 +7,8 @@ import pytest
 
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.inference.feature_file import normalize_rows
-from ccreid_cli.inference.feature_rows import count_rows, read_unit_rows
+from ccreid_cli.inference.feature_rows import ShardedRows, count_rows, read_unit_rows
+from ccreid_cli.inference.search import best_matches
 from ccreid_cli.inference.shard_index import ShardIndex, shard_file
 
 
@@ -45,6 +46,29 @@ def test_a_process_reads_none_of_the_shards_of_others(rows: np.ndarray, tmp_path
     np.testing.assert_array_equal(read_unit_rows(tmp_path, 10, 60), normalize_rows(rows[10:60].copy()))
     with pytest.raises(DataError, match="000001"):
         read_unit_rows(tmp_path, 50, 61)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_shards_are_searched_as_one_matrix(
+    packed: bool, rows: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some shard has no row; pieces of a search end within shards and go beyond them."""
+    rows = normalize_rows(rows)
+    for number, part in enumerate((rows[:40], rows[:0], rows[40:90], rows[90:])):
+        (np.savez_compressed if packed else np.savez)(shard_file(tmp_path, number), names=np.arange(3), features=part)
+    ShardIndex({}, 4, (40, 0, 50, 11)).write(tmp_path)
+    found = ShardedRows(tmp_path)
+    assert found.shape == (101, 6) and len(found) == 101
+    np.testing.assert_array_equal(found, rows)
+    for key in (slice(30, 95), slice(0, 0), slice(90, 300), slice(1, 99, 7), np.array([100, 3, 40, 39, 3])):
+        np.testing.assert_array_equal(found[key], rows[key])
+    monkeypatch.setattr("ccreid_cli.inference.search._LEAST_ROWS", 16)
+    expected = best_matches(rows[:2], rows, 5)
+    monkeypatch.setattr("ccreid_cli.inference.search._BLOCK_BYTES", 30 * 6 * 4)
+    np.testing.assert_array_equal(best_matches(rows[:2], found, 5).indices, expected.indices)
+    np.savez(shard_file(tmp_path, 3), features=rows[:3])
+    with pytest.raises(DataError, match=r"000003.*has not the 11 rows, 6 long"):
+        ShardedRows(tmp_path)[95:]
 
 
 def test_what_is_wrong_is_said(rows: np.ndarray, tmp_path: Path) -> None:

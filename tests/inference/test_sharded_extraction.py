@@ -115,7 +115,7 @@ def test_a_killed_folder_of_features_is_that_of_an_undisturbed_run(
     assert write(embedder, images, folder) == [2] and write(embedder, images, folder) == []
     assert contents(folder) == contents(tmp_path / "once") and len(contents(folder)) == 5
     content = read_embeddings(folder)
-    assert content.features.tobytes() == whole[0].features.tobytes() and content.images.names == whole[0].images.names
+    assert content.matrix.tobytes() == whole[0].features.tobytes() and content.images.names == whole[0].images.names
     assert (content.images.ids, content.images.cams) == (whole[0].images.ids, ("1",) * 10)
     assert content.images.root == images.root and content.about["model"] == embedder.fingerprint
     index = read_index(folder)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import labels_in_ranks
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from ccreid_cli.core.reporter import SilentReporter
 from ccreid_cli.pseudo_labels import approximate
 from ccreid_cli.pseudo_labels.approximate import ApproximateTable
-from ccreid_cli.pseudo_labels.cells import Cells
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, agreement
 from ccreid_cli.pseudo_labels.constraints import Constraints
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
@@ -33,42 +35,6 @@ def rows() -> torch.Tensor:
     return features_of(120, 8)
 
 
-def slow_nearest(rows: torch.Tensor, queries: Any, among: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k most similar of the rows `among[i]` to each query, itself first, then by similarity and row number."""
-    values = rows.double().numpy()
-    found = []
-    for query, columns in zip(queries, among, strict=True):
-        similarities = (values[np.sort(columns)] @ values[query]).astype(np.float32)
-        order = np.lexsort((np.sort(columns), -similarities, np.sort(columns) != query))[:k]
-        found.append((similarities[order], np.sort(columns)[order]))
-    return np.stack([part[0] for part in found]), np.stack([part[1] for part in found])
-
-
-@pytest.mark.parametrize("num_near", [1, 3, 9, 40])
-def test_the_best_of_the_nearest_cells_are_found(num_near: int, rows: torch.Tensor) -> None:
-    """Against plain NumPy; 40 cells are all there are."""
-    cells = Cells(rows, rows[:40])
-    queries = torch.arange(5, 300, 7)
-    distances = np.square(rows.numpy()[:, None] - cells.centroids.numpy()).sum(2)
-    own, order = distances.argmin(1), distances.argsort(1)[:, :num_near]
-    assert cells.cell_of_row.tolist() == own.tolist()
-    among = [np.nonzero(np.isin(own, order[query]))[0] for query in queries.tolist()]
-    k = min(6, *map(len, among))
-    similarities, columns = cells.nearest(queries, num_near, k)
-    expected = slow_nearest(rows, queries.tolist(), among, k)
-    np.testing.assert_array_equal(columns.numpy(), expected[1])
-    np.testing.assert_allclose(similarities.numpy(), expected[0], atol=1e-7)
-
-
-def test_cells_with_too_few_rows_give_way_to_all(rows: torch.Tensor) -> None:
-    cells = Cells(rows, rows[:300])
-    similarities, columns = cells.nearest(torch.arange(50), 1, 12)
-    expected = FeatureTable(rows).nearest(12, 0, 50)
-    few = (torch.bincount(cells.cell_of_row)[cells.cell_of_row[:50]] < 12).nonzero()[:, 0]
-    assert len(few) > 5
-    assert torch.equal(columns[few], expected[1][few]) and torch.equal(similarities[few], expected[0][few])
-
-
 @pytest.mark.parametrize("recall", [0.7, 0.95])
 def test_the_recall_asked_for_is_reached_with_less_work(recall: float, rows: torch.Tensor) -> None:
     table = ApproximateTable(rows, CPU, recall, 8)
@@ -76,7 +42,7 @@ def test_the_recall_asked_for_is_reached_with_less_work(recall: float, rows: tor
     exact, neighbours = FeatureTable(rows).nearest(8, 0, len(rows))
     hits = (columns[:, :, None] == neighbours[:, None]).any(2).float().mean()
     assert hits == pytest.approx(table.recall, abs=0.03) and hits > recall - 0.03
-    assert table.compared() < 0.4
+    assert table.effort.num_probed < 0.4 * table.index.num_cells and table.effort.num_candidates < 64
     assert torch.equal(columns[:, 0].long(), torch.arange(len(rows)))
     assert (similarities <= exact).all()
     again = ApproximateTable(rows, CPU, recall, 8)
@@ -90,6 +56,15 @@ def test_parts_of_the_rows_are_the_rows_of_the_whole(rows: torch.Tensor) -> None
     parts = [table.nearest(8, *bounds) for bounds in ((0, 333), (333, 334), (334, 960), (960, 960))]
     for number in (0, 1):
         assert torch.equal(torch.cat([part[number] for part in parts]), whole[number])
+
+
+def test_processes_that_hold_some_rows_each_find_the_same(tmp_path: Path, rows: torch.Tensor) -> None:
+    rows = rows[:-1]
+    table = ApproximateTable(rows, CPU, 0.9, 8)
+    similarities, columns = table.nearest(8)
+    for found in tiny.call_in_ranks(labels_in_ranks.approximate_neighbours, 2, tmp_path, rows, 8):
+        assert torch.equal(found[0], similarities) and torch.equal(found[1], columns)
+        assert (found[2] == table.sample_for_labels()).all()
 
 
 @pytest.fixture
@@ -116,7 +91,7 @@ def test_labels_say_how_near_they_are_to_the_exact_ones(eps: Any, rows: torch.Te
     found = pseudo_labels(rows, ClusterSettings(**settings, neighbors="approximate", recall=0.9), reporter=reporter)
     assert exact.approximation is None and found.approximation is not None
     told = found.approximation
-    assert told.num_labelled < 500 and 0.8 < told.recall <= 1 and told.compared < 0.5
+    assert told.num_labelled < 500 and 0.8 < told.recall <= 1 and told.num_probed < 0.5 * told.num_cells
     assert agreement(found.labels, exact.labels) == pytest.approx(told.agreement, abs=0.1)
     assert told.agreement > 0.8
     assert told.as_json()["neighbor_recall"] == round(told.recall, 4)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ccreid_cli.machine.distributed import process_group
 from ccreid_cli.machine.split_rows import SplitRows
+from ccreid_cli.pseudo_labels.approximate import ApproximateTable
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.constraints import Constraints
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
@@ -27,6 +28,15 @@ def constrained_labels() -> NDArray[np.int64]:
             own, settings, total=60, camera_ids=np.arange(60) % 2, edges=edges, constraints=known, group=group
         )
         return found.labels
+
+
+def approximate_neighbours(rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.int64]]:
+    """Search as a process does that has its share of the rows alone; also the rows that it would label."""
+    with process_group(torch.device("cpu"), 60) as group:
+        start, stop = group.bounds(len(rows))
+        table = ApproximateTable(rows[start:stop].clone(), group.device, 0.9, k, group=group, total=len(rows))
+        similarities, columns = (group.gather_rows(part) for part in table.nearest(k))
+        return similarities, columns, table.sample_for_labels()
 
 
 def columns_of(count: int, width: int, cuts: list[int]) -> list[torch.Tensor]:

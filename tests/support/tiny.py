@@ -246,7 +246,12 @@ class Command:
 
 
 def call_in_ranks(
-    function: Callable[..., Any], world: int, folder: Path, *arguments: Any, killed: int | None = None
+    function: Callable[..., Any],
+    world: int,
+    folder: Path,
+    *arguments: Any,
+    killed: int | None = None,
+    timeout: float = 60,
 ) -> list[Any]:
     """Return the result of a function, a name of a module, in each of several processes of one group.
 
@@ -261,7 +266,7 @@ def call_in_ranks(
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(timeout)
     ends = {rank: -signal.SIGKILL if rank == killed else 0 for rank in range(world)}
     assert {rank: process.exitcode for rank, process in enumerate(processes)} == ends
     return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(world) if rank != killed]
