@@ -100,7 +100,8 @@ def _from_file(path: Path, columns: Mapping[str, str], reporter: Reporter) -> di
     if is_archive_name(path.name):
         raise DataError(
             f"{path} is an archive, not a folder.",
-            "Extract it and give the folder; for a dataset of the catalogue: ccreid data fetch NAME --archive FILE.",
+            "Unpack it and give the folder, or the features that `ccreid extract` makes of a .tar; for a dataset of "
+            "the catalogue: `ccreid data fetch NAME --archive FILE`.",
         )
     raise DataError(
         f"{path} is neither a folder nor a manifest (.csv, .tsv).", "Give the folder that holds the images."

@@ -51,8 +51,7 @@ def rerank_blocks(
     def affinity(owners: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
         return -_squared_distance(cosines) / largest[owners]
 
-    with one_thread():
-        weights, scale = reciprocal_weights(table, similarities, indices, k1, k2, affinity)
+    weights, scale = reciprocal_weights(table, similarities, indices, k1, k2, affinity)
     sums = OverlapSums(weights, scale)
     gallery = table.own[num_queries:].T
     for first, last in sums.blocks(0, num_queries):

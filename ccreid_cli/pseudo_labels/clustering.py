@@ -20,7 +20,7 @@ from ccreid_cli.machine.ring import send_to_main
 from ccreid_cli.machine.stopwatch import Stopwatch
 from ccreid_cli.pseudo_labels.choosing_eps import EPS_VALUES, EpsChoice, choose_eps
 from ccreid_cli.pseudo_labels.density import dbscan
-from ccreid_cli.pseudo_labels.jaccard import near_pairs
+from ccreid_cli.pseudo_labels.jaccard import near_pairs, reciprocal_weights
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.overlap import Pairs
 
@@ -87,8 +87,10 @@ def cluster_by_dbscan(table: FeatureTable, settings: ClusterSettings, group: Gro
         similarities, indices = table.nearest(settings.k1)
     with watch.stage("jaccard"):
         farthest = EPS_VALUES[-1] if settings.eps == "auto" else settings.eps
-        pairs = near_pairs(table, similarities, indices, settings.k1, settings.k2, farthest)
-    del similarities, indices
+        weights, scale = reciprocal_weights(table, similarities, indices, settings.k1, settings.k2)
+        del similarities, indices  # a quarter of a GB for a million images
+        pairs = near_pairs(table, weights, scale, farthest)
+        del weights
     with watch.stage("clustering"):
         if settings.eps != "auto":
             return Clustering(dbscan(pairs, len(table), settings.eps, settings.min_samples, table.counts, group))

@@ -7,13 +7,14 @@ Cluster Contrast uses it. Three steps, in each of which a process works on its s
 2. `average_weights`: the mean of these weights over the first k2 neighbours;
 3. `overlap.OverlapSearch.pairs`: 1 - m/(2 - m) with m = Σ min(V_i, V_j), for the pairs i < j that are close enough.
 
-What they need of the rows of other processes they ask for; `reciprocal_weights` does 1 and 2, `near_pairs` all three.
+What they need of the rows of other processes they ask for; `reciprocal_weights` does 1 and 2, `near_pairs` 3.
 Weights are whole numbers of 1/scale (fixed point), so that every sum is exact, whatever its order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -133,10 +134,11 @@ def expansion_weights(
     scratch = Scratch(total, indices.device)
     new_rows, new_columns = _new_members(table, indices, mask, near_mask, scratch)
     new_similarities = table.similarities(new_rows, new_columns)
-    blocks, parts = list(scratch.row_blocks(0, len(indices))), []
+    blocks = list(scratch.row_blocks(0, len(indices)))
     cuts = torch.tensor([0, *(last for _, last in blocks)], dtype=new_rows.dtype, device=new_rows.device)
     edges = torch.searchsorted(new_rows, cuts).tolist()  # of one type with the rows, which are copied otherwise
-    for (first, last), begin, end in zip(blocks, edges, edges[1:], strict=False):
+
+    def weigh(first: int, last: int, begin: int, end: int) -> SparseRows:
         rows, places = torch.nonzero(mask[first:last], as_tuple=True)
         old_keys = rows * total + indices[first:last][rows, places]
         new_keys = (new_rows[begin:end] - first).long() * total + new_columns[begin:end]
@@ -145,8 +147,9 @@ def expansion_weights(
         rows = torch.div(keys, total, rounding_mode="floor")
         weights = affinity(rows + (first + table.start), cosines.double()).exp()
         sums = weights.new_zeros(last - first).index_add_(0, rows, weights)
-        parts.append(from_sorted_keys(keys, (weights / sums[rows] * unit).round(), last - first, total))
-    return concatenate(parts)
+        return from_sorted_keys(keys, (weights / sums[rows] * unit).round(), last - first, total)
+
+    return concatenate(weigh(*rows, *ends) for rows, ends in zip(blocks, pairwise(edges), strict=True))
 
 
 def _new_members(
@@ -194,16 +197,18 @@ def average_weights(table: FeatureTable, weights: SparseRows, indices: torch.Ten
     lengths, (columns, values) = needed.ragged(weights.offsets.diff(), [weights.columns, weights.values])
     theirs = SparseRows(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), columns, values)
     scratch = Scratch(total, weights.device)
-    parts = []
-    for first, last in scratch.row_blocks(0, len(indices)):
+
+    def add_up(first: int, last: int) -> SparseRows:
         owners, positions = theirs.expand(needed.place[near[first:last].reshape(-1).long()].long())
         owners = torch.div(owners, near.shape[1], rounding_mode="floor")
         keys = owners.mul_(total).add_(theirs.columns.index_select(0, positions))
         distinct = scratch.distinct(keys).sort()[0]
         scratch.add(keys, theirs.values.index_select(0, positions))
-        parts.append(from_sorted_keys(distinct, scratch.get(distinct), last - first, total))
+        found = from_sorted_keys(distinct, scratch.get(distinct), last - first, total)
         scratch.clear(distinct)
-    return concatenate(parts)
+        return found
+
+    return concatenate(add_up(*rows) for rows in scratch.row_blocks(0, len(indices)))
 
 
 def reciprocal_weights(
@@ -228,35 +233,26 @@ def reciprocal_weights(
         Weights, n × N, and the whole number that stands for a weight of one.
     """
     unit = weight_unit(k2)
-    weights = expansion_weights(table, similarities, indices, half=half_size(k1), unit=unit, affinity=affinity)
-    if k2 > 1:
-        weights = average_weights(table, weights, indices, k2)
+    with one_thread():
+        weights = expansion_weights(table, similarities, indices, half=half_size(k1), unit=unit, affinity=affinity)
+        if k2 > 1:
+            weights = average_weights(table, weights, indices, k2)
     return weights, unit * min(k2, indices.shape[1])
 
 
-def near_pairs(
-    table: FeatureTable,
-    similarities: torch.Tensor,
-    indices: torch.Tensor,
-    k1: int,
-    k2: int,
-    max_distance: float = 1.0,
-) -> Pairs:
+def near_pairs(table: FeatureTable, weights: SparseRows, scale: int, max_distance: float = 1.0) -> Pairs:
     """All pairs whose k-reciprocal Jaccard distance is small enough.
 
     Args:
         table: All rows.
-        similarities: Of this process's rows and their neighbours, (n, k1), or (n, N) with fewer rows.
-        indices: The neighbours, (n, k1) int32, each row itself first.
-        k1: Neighbours that the reciprocal sets are taken from, the row itself included.
-        k2: Neighbours whose weights are averaged, the row itself included; 1 leaves the weights alone.
+        weights: Of this process's rows, as `reciprocal_weights` gives them; they are put into another order.
+        scale: The whole number that stands for a weight of one.
         max_distance: Pairs farther apart are left out; 1 leaves out only pairs at distance 1.
 
     Returns:
         Each pair in one of the processes, in no fixed order.
     """
     with one_thread():
-        weights, scale = reciprocal_weights(table, similarities, indices, k1, k2)
         return OverlapSearch(table, weights, scale, max_distance).pairs()
 
 

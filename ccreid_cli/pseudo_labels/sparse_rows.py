@@ -6,12 +6,15 @@ every block size and every split of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from ccreid_cli.machine.device import free_gpu_bytes
+
+_ENTRIES_PER_PIECE = 1 << 23
+"""32 MiB of each tensor: more than glibc ever keeps in its heap."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,37 @@ class SparseRows:
         return expand_ranges(self.offsets[rows], self.offsets[rows + 1])
 
 
-def concatenate(parts: list[SparseRows]) -> SparseRows:
-    """Put row ranges under one another; at least one. The list is emptied: both never take their memory at once."""
+def concatenate(parts: Iterable[SparseRows]) -> SparseRows:
+    """Put row ranges under one another; at least one.
+
+    They are joined as they come, into pieces large enough for the system to take back: small parts would leave behind,
+    in holes of the heap, as much as the whole takes.
+    """
+    pieces: list[SparseRows] = []
+    waiting: list[SparseRows] = []
+    count = 0
+    for part in parts:
+        waiting.append(part)
+        count += len(part.columns)
+        if count >= _ENTRIES_PER_PIECE:
+            pieces.append(_joined(waiting))
+            count = 0
+    return _joined(pieces + waiting)
+
+
+def _joined(parts: list[SparseRows]) -> SparseRows:
+    """Join parts and empty the list: their memory goes as that of the whole fills."""
     lengths = torch.cat([part.offsets.diff() for part in parts])
-    columns, values = [part.columns for part in parts], [part.values for part in parts]
-    parts.clear()
-    joined = torch.cat(columns)
-    columns.clear()
-    return SparseRows(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), joined, torch.cat(values))
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    columns, values = (field.new_empty(int(offsets[-1])) for field in (parts[0].columns, parts[0].values))
+    parts.reverse()
+    first = 0
+    while parts:
+        part = parts.pop()
+        last = first + len(part.columns)
+        columns[first:last], values[first:last] = part.columns, part.values
+        first = last
+    return SparseRows(offsets, columns, values)
 
 
 def distinct_numbers(numbers: torch.Tensor, total: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ from ccreid_cli.method.memory import ClusterMemory
 from ccreid_cli.method.sampling import sample_epoch
 from ccreid_cli.pseudo_labels import neighbors, sparse_rows
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, dbscan
-from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs
+from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs, reciprocal_weights
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
@@ -79,7 +79,7 @@ def found() -> dict[int, Any]:
     for size in (SMALL, LARGE):
         table = FeatureTable(made_features(size, DIM)[0])
         similarities, indices = table.nearest(SETTINGS.k1, 0, size)
-        pairs = near_pairs(table, similarities, indices, SETTINGS.k1, 6, SETTINGS.eps)
+        pairs = near_pairs(table, *reciprocal_weights(table, similarities, indices, SETTINGS.k1, 6), SETTINGS.eps)
         sizes[size] = (table, similarities, indices, graph_from_pairs(pairs, size))
     return sizes
 
@@ -110,7 +110,7 @@ def test_jaccard_distances_take_linear_work(found: dict[int, Any], monkeypatch: 
     def elements(size: int) -> Elements:
         table, similarities, indices, _ = found[size]
         with Elements() as counted:
-            near_pairs(table, similarities, indices, SETTINGS.k1, 6, SETTINGS.eps)
+            near_pairs(table, *reciprocal_weights(table, similarities, indices, SETTINGS.k1, 6), SETTINGS.eps)
         return counted
 
     with small_blocks(monkeypatch):

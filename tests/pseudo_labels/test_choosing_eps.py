@@ -18,7 +18,7 @@ from ccreid_cli.core.errors import UsageError
 from ccreid_cli.pseudo_labels.choosing_eps import EPS_VALUES, choose_eps, silhouette, smoothed
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, label_quality
 from ccreid_cli.pseudo_labels.density import dbscan
-from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs
+from ccreid_cli.pseudo_labels.jaccard import graph_from_pairs, near_pairs, reciprocal_weights
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 
@@ -35,7 +35,9 @@ def noisy_rows(seed: int, noise: float, total: int = 150) -> tuple[torch.Tensor,
 
 def graph_of(rows: torch.Tensor) -> sparse.csr_matrix:
     table = FeatureTable(rows)
-    return graph_from_pairs(near_pairs(table, *table.nearest(15), 15, 4, EPS_VALUES[-1]), len(rows))
+    return graph_from_pairs(
+        near_pairs(table, *reciprocal_weights(table, *table.nearest(15), 15, 4), EPS_VALUES[-1]), len(rows)
+    )
 
 
 def slow_silhouette(distances: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

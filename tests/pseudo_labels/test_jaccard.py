@@ -30,7 +30,9 @@ SMALL = Path(__file__).parents[1] / "golden"
 
 def graph_of(features: NDArray[np.float32], k1: int, k2: int, max_distance: float = 1.0) -> sparse.csr_matrix:
     table = FeatureTable(features)
-    return graph_from_pairs(near_pairs(table, *table.nearest(k1), k1, k2, max_distance), len(table))
+    return graph_from_pairs(
+        near_pairs(table, *reciprocal_weights(table, *table.nearest(k1), k1, k2), max_distance), len(table)
+    )
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(30, 6), (20, 6), (15, 1)])

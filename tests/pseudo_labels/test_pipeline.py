@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_rand_score
 from ccreid_cli.cli.app import main
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, dbscan
-from ccreid_cli.pseudo_labels.jaccard import near_pairs
+from ccreid_cli.pseudo_labels.jaccard import near_pairs, reciprocal_weights
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
 from ccreid_cli.pseudo_labels.registry import CLUSTERERS
@@ -46,7 +46,9 @@ def test_reference_labels_at_real_scale(golden: Path) -> None:
     features = reference["features"].astype(np.float32)
     table = FeatureTable(torch.from_numpy(features / np.linalg.norm(features, axis=1, keepdims=True)))
     similarities, indices = table.nearest(30)
-    pairs = near_pairs(table, similarities, indices, 30, 6, 0.6)  # the nearer ones are among them
+    pairs = near_pairs(
+        table, *reciprocal_weights(table, *table.nearest(30), 30, 6), 0.6
+    )  # the nearer ones are among them
     for eps in (0.4, 0.5, 0.6):
         expected = reference[f"labels_k1_30_k2_6_eps_{eps}"]
         found = dbscan(pairs, len(table), eps)

@@ -25,7 +25,7 @@ from ccreid_cli.models.reid_net import ModelSpec, ReidNet
 from ccreid_cli.pseudo_labels import neighbors
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.density import dbscan
-from ccreid_cli.pseudo_labels.jaccard import near_pairs
+from ccreid_cli.pseudo_labels.jaccard import near_pairs, reciprocal_weights
 from ccreid_cli.pseudo_labels.neighbors import FeatureTable
 from ccreid_cli.pseudo_labels.overlap import Pairs
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
@@ -150,7 +150,7 @@ def pairs_in_group(features: Any, k1: int, k2: int, most: float) -> Any:
     with process_group(CPU, 30) as group:
         start, stop = group.bounds(len(features))
         table = FeatureTable(features[start:stop], group=group, total=len(features), block_bytes=1 << 10)
-        return near_pairs(table, *table.nearest(k1), k1, k2, most)
+        return near_pairs(table, *reciprocal_weights(table, *table.nearest(k1), k1, k2), most)
 
 
 def clusters_in_group(pairs: Pairs, owners: Any, total: int) -> Any:
