@@ -189,7 +189,9 @@ def _images_of(stored: StoredArrays, num_rows: int) -> tuple[ImageList, Mapping[
 def _of_others(stored: StoredArrays) -> EmbeddingFile:
     arrays = checked_features(stored, need_ids=False)
     names, ids, cams, splits = _columns_of(stored, len(arrays))
-    return EmbeddingFile(normalize_rows(arrays.features), ImageList(Path(), names, ids, cams, splits), {})
+    return EmbeddingFile(
+        normalize_rows(arrays.features, in_place=True), ImageList(Path(), names, ids, cams, splits), {}
+    )
 
 
 def _columns_of(

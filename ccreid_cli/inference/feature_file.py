@@ -5,7 +5,7 @@ Labels go out as the array ``labels`` (N,) of an ``.npz``, or alone as an ``.npy
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ccreid_cli.core.names import names_in
 from ccreid_cli.inference.stored_arrays import StoredArrays, load_arrays
 
 _ROWS_NAMED = 5
+_ROWS_AT_ONCE = 4096
 _ROWS_HINT = "Leave these rows out (counted from 0), or extract their features again."
 _LABEL_FORMS = (".npz", ".npy")
 
@@ -88,16 +89,25 @@ def names_of_rows(stored: StoredArrays, name: str, num_rows: int) -> tuple[str, 
         ) from error
 
 
-def normalize_rows(features: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalize_rows(features: NDArray[np.float32], *, in_place: bool = False) -> NDArray[np.float32]:
     """Return (N, D) rows scaled to length 1; rows of any finite size other than zero are safe.
 
     Args:
         features: (N, D) rows without a zero row, as `read_features` gives them.
+        in_place: Whether they may be overwritten, where they can be: a copy may be too large.
     """
-    # Dividing by the largest entry first keeps the squares from running over or under.
-    scaled = features / np.abs(features).max(axis=1, keepdims=True)
-    unit: NDArray[np.float32] = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
-    return unit
+    rows = features if in_place and features.flags.writeable else features.copy()
+    for block in _blocks(rows):
+        # Dividing by the largest entry first keeps the squares from running over or under.
+        block /= np.abs(block).max(axis=1, keepdims=True)
+        block /= np.linalg.norm(block, axis=1, keepdims=True)
+    return rows
+
+
+def _blocks(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Go through rows, some at a time: what is computed of them is small beside them."""
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        yield rows[first : first + _ROWS_AT_ONCE]
 
 
 def check_labels_form(path: Path) -> None:
@@ -140,7 +150,7 @@ def _check_features(path: Path, features: NDArray[Any]) -> NDArray[np.float32]:
         )
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(features, dtype=np.float32)
-    unusable = np.asarray(~np.isfinite(rows).all(axis=1))
+    unusable = np.concatenate([~np.isfinite(block).all(axis=1) for block in _blocks(rows)])
     if unusable.any():
         too_large = unusable & np.isfinite(features).all(axis=1)
         _refuse_rows(path, unusable & ~too_large, "that are NaN or infinite")

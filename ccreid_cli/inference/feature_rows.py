@@ -16,7 +16,6 @@ from ccreid_cli.inference.feature_file import checked_features, normalize_rows
 from ccreid_cli.inference.shard_index import read_whole_index, shard_file
 from ccreid_cli.inference.stored_arrays import UNREADABLE, StoredArrays, load_arrays
 
-_ROWS_AT_ONCE = 4096
 _SHARDS_OPEN = 64
 
 
@@ -158,11 +157,7 @@ def read_unit_rows(path: Path, start: int, stop: int) -> NDArray[np.float32]:
         raise DataError(
             f"{error.message} (counted from row {start:,})" if start else error.message, error.hint
         ) from error
-    if not rows.flags.writeable:
-        rows = rows.copy()
-    for first in range(0, len(rows), _ROWS_AT_ONCE):
-        rows[first : first + _ROWS_AT_ONCE] = normalize_rows(rows[first : first + _ROWS_AT_ONCE])
-    return rows
+    return normalize_rows(rows, in_place=True)
 
 
 def _slice_of_shards(folder: Path, start: int, stop: int) -> NDArray[Any] | None:
