@@ -188,13 +188,14 @@ class ApproximateTable(FeatureTable):
 
     def _recalls(self, rows: torch.Tensor, limits: torch.Tensor, effort: Effort, k: int) -> NDArray[np.float64]:
         """Share of the k nearest rows that are among the first candidates, for each number of those, (count,)."""
-        columns = self._candidates(rows, effort, k).cpu().numpy()
+        columns = self.group.broadcast(self._candidates(rows, effort, k).cpu().numpy())
         numbers, found = np.unique(columns, return_inverse=True)
         others = self.take(numbers[numbers >= 0])
         places = torch.from_numpy(found.reshape(columns.shape) - int(numbers[0] < 0)).to(self.device)
         exact = torch.stack([others[own.clamp(min=0)] @ row for own, row in zip(places, rows, strict=True)])
         hits = (exact >= limits - _SAME) & (places >= 0)
-        return self.group.broadcast((hits.cumsum(1).clamp(max=k).double().mean(0) / k).cpu().numpy())
+        share: NDArray[np.float64] = (hits.cumsum(1).clamp(max=k).double().mean(0) / k).cpu().numpy()
+        return self.group.broadcast(share)
 
     def _limits(self, rows: torch.Tensor, k: int) -> torch.Tensor:
         """The k-th greatest similarity of each of some rows to any row, (n, 1)."""

@@ -27,7 +27,7 @@ _QUERIES_AT_ONCE = 8192
 
 
 class InvertedFile:
-    """An index of rows in cells, which all processes hold alike; row i is known by its number.
+    """An index of rows in cells: at most 64 bytes a row and its number, which all processes hold alike.
 
     Args:
         trained: As `train` returns it.
