@@ -7,11 +7,13 @@ memory) and `about.json`. It appears whole or not at all. What it proposes is co
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,14 +145,16 @@ def open_index(gallery: Path, content: EmbeddingFile, recall: float, reporter: R
     place, features = place_of(gallery), _fingerprint(gallery, content)
     if not place.exists():
         start = time.perf_counter()
-        with reporter.task("building the index", 0):
+        with reporter.task("building the index", 0), _faiss_unheard():
             about = _build(place, content.features, features, recall, gallery)
         reporter.message(f"index: {place} ({time.perf_counter() - start:.0f} s)")
     else:
         about = _read_about(place)
         _check(about, features, recall, place, gallery)
     try:
-        index = faiss.read_index(str(place / "index.faiss"), faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR)
+        with _faiss_unheard():
+            flags = faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR
+            index = faiss.read_index(str(place / "index.faiss"), flags)
     except RuntimeError as error:
         raise DataError(f"{place} is damaged: it cannot be read.", _REMOVE.format(place)) from error
     reporter.message(
@@ -246,6 +250,23 @@ def _recall(index: SearchIndex, queries: NDArray[np.float32], exact: SearchResul
     found = index.best_matches(queries, count, probed).similarities
     hits = (found >= exact.similarities[:, -1:] - 1e-6).sum(1) - 1
     return float(hits.clip(0).mean() / max(1, count - 1)) if count > 1 else 1.0
+
+
+@contextmanager
+def _faiss_unheard() -> Iterator[None]:
+    """Keep what faiss prints about its files out of the standard output, where a program may expect JSON."""
+    c_library = ctypes.CDLL(None)
+    sys.stdout.flush()
+    c_library.fflush(None)
+    kept = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        c_library.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

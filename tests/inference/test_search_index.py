@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_the_recall_is_as_told_and_similarities_are_exact(
     assert (found.indices[:, 0] == np.arange(len(rows))[5::9]).all()
     assert any(f"{index.about.recall:.1%} of the 10 best" in text for text in reporter.said)
     assert not list(gallery.parent.glob("*.tmp")) and not list(place_of(gallery).glob("block-*"))
+
+
+def test_nothing_is_printed_beside_results(gallery: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """faiss tells of its files on the standard output of C, which Python does not see."""
+    for _ in range(2):
+        opened(gallery)
+        ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr().out == ""
 
 
 def test_it_is_built_once(gallery: Path) -> None:
