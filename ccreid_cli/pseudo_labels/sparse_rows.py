@@ -70,7 +70,9 @@ def concatenate(parts: Iterable[SparseRows]) -> SparseRows:
         if count >= _ENTRIES_PER_PIECE:
             pieces.append(_joined(waiting))
             count = 0
-    return _joined(pieces + waiting)
+    pieces += waiting
+    waiting.clear()
+    return _joined(pieces)
 
 
 def _joined(parts: list[SparseRows]) -> SparseRows:
