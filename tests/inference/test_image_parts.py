@@ -133,7 +133,7 @@ def test_each_tar_is_a_shard(
     files, _ = embed_in_shards(parts(tmp_path / "images"), Extraction(embedder, workers=0), SAY)
     np.testing.assert_allclose(content.features, files.features[:4], atol=1e-6)
     again, _ = embed_in_shards(tars, Extraction(embedder, workers=0), SAY)
-    assert again.features.tobytes() == content.features.tobytes() and again.images.names == content.images.names
+    assert again.matrix.tobytes() == content.matrix.tobytes() and again.images.names == content.images.names
 
 
 def test_a_cut_tar_ends_it_and_the_others_stay(
