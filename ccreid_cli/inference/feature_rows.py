@@ -142,9 +142,9 @@ def read_unit_rows(path: Path, start: int, stop: int) -> NDArray[np.float32]:
         UsageError: Reading the file needs a package that is missing.
         DataError: As for `feature_file.read_features`.
     """
-    found = None
+    found: NDArray[Any] | None = None
     if path.is_dir():
-        found = _slice_of_shards(path, start, stop)
+        found = ShardedRows(path)[start:stop]
     elif path.suffix.lower() == ".npz":
         found = _slice_of_npz(path, start, stop)
     if found is None:
@@ -158,19 +158,6 @@ def read_unit_rows(path: Path, start: int, stop: int) -> NDArray[np.float32]:
             f"{error.message} (counted from row {start:,})" if start else error.message, error.hint
         ) from error
     return normalize_rows(rows, in_place=True)
-
-
-def _slice_of_shards(folder: Path, start: int, stop: int) -> NDArray[Any] | None:
-    """Read some rows of a folder of features; None where a shard is damaged."""
-    ends = np.cumsum(read_whole_index(folder).rows or ()).tolist()
-    parts: list[NDArray[Any]] = []
-    for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
-        if max(begin, start) < min(end, stop):
-            part = _slice_of_npz(shard_file(folder, number), max(begin, start) - begin, min(end, stop) - begin)
-            if part is None:
-                return None
-            parts.append(part)
-    return np.concatenate(parts) if parts else _slice_of_npz(shard_file(folder, 0), 0, 0)
 
 
 def _slice_of_npz(path: Path, start: int, stop: int) -> NDArray[Any] | None:

@@ -29,8 +29,10 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.inference.embedding_file import EmbeddingFile
 from ccreid_cli.inference.feature_rows import Rows
 from ccreid_cli.inference.search import SearchResults, best_matches, check_finite, ordered
+from ccreid_cli.inference.shard_index import INDEX
 
 _VERSION = 1
+_LISTS = "lists.ivfdata"
 _BLOCK_BYTES = 512 << 20
 _POINTS_PER_CELL = 64
 _CELLS_PER_ROOT = 4
@@ -51,6 +53,7 @@ class AboutIndex:
         num_cells: Of how many.
         wanted: The recall that was asked for.
         recall: Share of the ten best matches that are found, measured on rows on which nothing was chosen.
+        list_bytes: Size of the file with the rows of the cells.
         version: Of the folder's form.
     """
 
@@ -59,6 +62,7 @@ class AboutIndex:
     num_cells: int
     wanted: float
     recall: float
+    list_bytes: int = 0
     version: int = _VERSION
 
 
@@ -80,7 +84,8 @@ class SearchIndex:
         Args:
             queries: (Q, D) unit rows.
             top: How many to find.
-            num_probed: Cells to read; None for those of the wanted recall. All are read where these hold too few.
+            num_probed: Cells to read; None for those of the wanted recall. All are read for a query of which these
+                hold too few rows.
 
         Raises:
             DataError: The queries have another length than the features.
@@ -93,12 +98,14 @@ class SearchIndex:
             )
         count = min(top, len(self._features))
         rows = np.ascontiguousarray(queries, dtype=np.float32)
-        for probed in (num_probed or self.about.num_probed, self.about.num_cells):
-            parameters: Any = faiss.SearchParametersIVF()
-            parameters.nprobe = probed
-            _, found = self._index.search(rows, min(_PROPOSED * count, len(self._features)), params=parameters)
-            if ((found >= 0).sum(1) >= count).all():
-                break
+        parameters: Any = faiss.SearchParametersIVF()
+        wanted = min(_PROPOSED * count, len(self._features))
+        parameters.nprobe = num_probed or self.about.num_probed
+        found = self._index.search(rows, wanted, params=parameters)[1]
+        lacking = (found >= 0).sum(1) < count
+        if lacking.any():
+            parameters.nprobe = self.about.num_cells
+            found[lacking] = self._index.search(rows[lacking], wanted, params=parameters)[1]
         similarities = np.full(found.shape, -np.inf, dtype=np.float32)
         for query, columns in enumerate(found):
             valid = columns >= 0
@@ -151,6 +158,9 @@ def open_index(gallery: Path, content: EmbeddingFile, recall: float, reporter: R
     else:
         about = _read_about(place)
         _check(about, features, recall, place, gallery)
+    lists = place / _LISTS
+    if not lists.is_file() or lists.stat().st_size != about.list_bytes:
+        raise DataError(f"{place} is damaged: {_LISTS} has not the size that it had.", _REMOVE.format(place))
     try:
         with _faiss_unheard():
             flags = faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR
@@ -186,7 +196,7 @@ def _check(about: AboutIndex, features: str, recall: float, place: Path, gallery
 
 def _fingerprint(gallery: Path, content: EmbeddingFile) -> str:
     """Sum up which features these are: their files' sizes and times of change, number, width and model."""
-    files = sorted(path for path in gallery.rglob("*") if path.is_file()) if gallery.is_dir() else [gallery]
+    files = [gallery / INDEX, *sorted(gallery.glob("[0-9]*.npz"))] if gallery.is_dir() else [gallery]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     known = [stats, list(content.features.shape), content.about.get("model")]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
@@ -211,7 +221,7 @@ def _build(place: Path, rows: Rows, features: str, recall: float, gallery: Path)
         whole = SearchIndex(index, AboutIndex(features, num_cells, num_cells, recall, 1.0), rows)
         sample = np.sort(random.choice(len(rows), min(len(rows), _MEASURED), replace=False))
         probed, measured = _choose(whole, rows, sample, recall)
-        about = AboutIndex(features, probed, num_cells, recall, measured)
+        about = AboutIndex(features, probed, num_cells, recall, measured, (folder / _LISTS).stat().st_size)
         (folder / "about.json").write_text(json.dumps(asdict(about)) + "\n", encoding="utf-8")
     return about
 
@@ -229,7 +239,7 @@ def _fill(index: Any, rows: Rows, folder: Path) -> None:
         part.add_with_ids(block, np.arange(first, first + len(block)))
         blocks.append(folder / f"block-{first}")
         faiss.write_index(part, str(blocks[-1]))
-    merge_ondisk(index, [str(path) for path in blocks], str(folder / "lists.ivfdata"))
+    merge_ondisk(index, [str(path) for path in blocks], str(folder / _LISTS))
     for path in blocks:
         path.unlink()
 
@@ -276,7 +286,11 @@ def _new_folder(place: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True)
         yield folder
-        folder.rename(place)
+        try:
+            folder.rename(place)
+        except OSError:
+            if not (place / "about.json").is_file():  # else another search was quicker, and built the same
+                raise
     except OSError as error:
         raise DataError(f"could not write {place}: {error.strerror or error}.", "Free some space there.") from error
     finally:

@@ -98,10 +98,16 @@ def read_index(folder: Path) -> ShardIndex | None:
         values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             return None
-        rows = values["rows"]
-        return ShardIndex(
-            dict(values["made_from"]), int(values["num_shards"]), None if rows is None else tuple(map(int, rows))
+        found = ShardIndex(
+            dict(values["made_from"]),
+            int(values["num_shards"]),
+            None if values["rows"] is None else tuple(map(int, values["rows"])),
         )
+        if values.get("version") != 1:
+            raise ValueError("it is of another version of ccreid")
+        if found.num_shards < 1 or len(found.rows or range(found.num_shards)) != found.num_shards:
+            raise ValueError("the number of its shards and their rows do not fit together")
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is damaged: {error}.", "Extract the features again, with --force.") from error
 

@@ -71,6 +71,25 @@ def test_shards_are_searched_as_one_matrix(
         ShardedRows(tmp_path)[95:]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [('"num_shards": 2', '"num_shards": 0'), ("  41", "  41, 3"), ('"version": 1', '"version": 2')]
+)
+def test_an_index_that_contradicts_itself_is_damaged(old: str, new: str, tmp_path: Path) -> None:
+    ShardIndex({}, 2, (60, 41)).write(tmp_path)
+    text = (tmp_path / "index.json").read_text()
+    assert old in text
+    (tmp_path / "index.json").write_text(text.replace(old, new))
+    with pytest.raises(DataError, match=r"index\.json is damaged"):
+        count_rows(tmp_path)
+
+
+def test_rows_that_the_index_does_not_count_are_no_rows(rows: np.ndarray, tmp_path: Path) -> None:
+    np.savez(shard_file(tmp_path, 0), features=rows)
+    ShardIndex({}, 1, (100,)).write(tmp_path)
+    with pytest.raises(DataError, match="has not the 100 rows"):
+        read_unit_rows(tmp_path, 0, 100)
+
+
 def test_what_is_wrong_is_said(rows: np.ndarray, tmp_path: Path) -> None:
     rows[70] = np.nan
     np.savez(tmp_path / "f.npz", features=rows)

@@ -73,6 +73,34 @@ def test_the_recall_is_as_told_and_similarities_are_exact(
     assert not list(gallery.parent.glob("*.tmp")) and not list(place_of(gallery).glob("block-*"))
 
 
+def test_a_query_finds_the_same_alone_and_beside_others(gallery: Path) -> None:
+    """Of few cells some hold too few rows; all cells are then read for that query only, and recall is told for each."""
+    index, queries = opened(gallery), np.load(gallery)[::5]
+    together = index.best_matches(queries, 8, 1).indices
+    for number in range(len(queries)):
+        assert index.best_matches(queries[number : number + 1], 8, 1).indices.tolist() == [together[number].tolist()]
+    whole = index.best_matches(queries, 8, index.about.num_cells).indices
+    is_whole = (together == whole).all(axis=1)
+    assert is_whole.any() and not is_whole.all()
+
+
+def test_a_list_file_cut_short_is_damaged(gallery: Path) -> None:
+    opened(gallery)
+    with (place_of(gallery) / "lists.ivfdata").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(DataError, match=r"damaged: lists\.ivfdata"):
+        opened(gallery)
+
+
+def test_of_two_that_build_at_once_one_index_stays(tmp_path: Path) -> None:
+    place = tmp_path / "g.ivf"
+    with search_index._new_folder(place) as slower:
+        (slower / "about.json").write_text("slower")
+        place.mkdir()
+        (place / "about.json").write_text("quicker")
+    assert (place / "about.json").read_text() == "quicker" and list(tmp_path.iterdir()) == [place]
+
+
 def test_nothing_is_printed_beside_results(gallery: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """faiss tells of its files on the standard output of C, which Python does not see."""
     for _ in range(2):
