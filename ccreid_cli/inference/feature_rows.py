@@ -73,8 +73,8 @@ class ShardedRows:
         rows = self._read(number)
         if rows.shape != (self._counts[number], self._width):
             raise DataError(
-                f"{shard_file(self._folder, number)} has not the {self._counts[number]:,} rows, {self._width} long, "
-                f"that {self._folder} counts.",
+                f"{shard_file(self._folder, number)} has not the {self._counts[number]:,} rows of length {self._width} "
+                f"that the index of {self._folder} says.",
                 "Extract the features again, with --force.",
             )
         return rows

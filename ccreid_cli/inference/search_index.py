@@ -152,7 +152,7 @@ def open_index(gallery: Path, content: EmbeddingFile, recall: float, reporter: R
     place, features = place_of(gallery), _fingerprint(gallery, content)
     if not place.exists():
         start = time.perf_counter()
-        with reporter.task("building the index", 0), _faiss_unheard():
+        with reporter.task("building the index", 0), _without_faiss_output():
             about = _build(place, content.features, features, recall, gallery)
         reporter.message(f"index: {place} ({time.perf_counter() - start:.0f} s)")
     else:
@@ -160,9 +160,11 @@ def open_index(gallery: Path, content: EmbeddingFile, recall: float, reporter: R
         _check(about, features, recall, place, gallery)
     lists = place / _LISTS
     if not lists.is_file() or lists.stat().st_size != about.list_bytes:
-        raise DataError(f"{place} is damaged: {_LISTS} has not the size that it had.", _REMOVE.format(place))
+        raise DataError(
+            f"{place} is damaged: {_LISTS} is shorter or longer than when it was built.", _REMOVE.format(place)
+        )
     try:
-        with _faiss_unheard():
+        with _without_faiss_output():
             flags = faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR
             index = faiss.read_index(str(place / "index.faiss"), flags)
     except RuntimeError as error:
@@ -263,7 +265,7 @@ def _recall(index: SearchIndex, queries: NDArray[np.float32], exact: SearchResul
 
 
 @contextmanager
-def _faiss_unheard() -> Iterator[None]:
+def _without_faiss_output() -> Iterator[None]:
     """Keep what faiss prints about its files out of the standard output, where a program may expect JSON."""
     c_library = ctypes.CDLL(None)
     sys.stdout.flush()

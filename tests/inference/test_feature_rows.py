@@ -67,7 +67,7 @@ def test_shards_are_searched_as_one_matrix(
     monkeypatch.setattr("ccreid_cli.inference.search._BLOCK_BYTES", 30 * 6 * 4)
     np.testing.assert_array_equal(best_matches(rows[:2], found, 5).indices, expected.indices)
     np.savez(shard_file(tmp_path, 3), features=rows[:3])
-    with pytest.raises(DataError, match=r"000003.*has not the 11 rows, 6 long"):
+    with pytest.raises(DataError, match=r"000003.*has not the 11 rows of length 6"):
         ShardedRows(tmp_path)[95:]
 
 
