@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -326,11 +327,11 @@ def test_real_market(shared: Path, tmp_path: Path) -> None:
     if not archive.is_file():
         pytest.skip("Market-1501 is not in the shared folder")
     with zipfile.ZipFile(archive) as file:  # names only: counting and parsing need no bytes
-        for name in file.namelist():
-            if not name.endswith("/"):
-                path = tmp_path / "market1501" / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
+        names = [name for name in file.namelist() if not name.endswith("/")]
+    for folder in {os.path.dirname(name) for name in names}:
+        (tmp_path / "market1501" / folder).mkdir(parents=True)
+    for name in names:
+        os.close(os.open(f"{tmp_path}/market1501/{name}", os.O_CREAT))
     dataset = load("market1501", tmp_path)
     assert (len(dataset.train), len(dataset.query), len(dataset.gallery)) == (12_936, 3_368, 15_913)
     golden = np.load(shared / "golden" / "market1501_mobilenet_v2_train.npz")

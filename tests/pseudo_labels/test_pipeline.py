@@ -45,10 +45,8 @@ def test_reference_labels_at_real_scale(golden: Path) -> None:
     reference = np.load(golden / "market1501_mobilenet_v2_train.npz")
     features = reference["features"].astype(np.float32)
     table = FeatureTable(torch.from_numpy(features / np.linalg.norm(features, axis=1, keepdims=True)))
-    similarities, indices = table.nearest(30)
-    pairs = near_pairs(
-        table, *reciprocal_weights(table, *table.nearest(30), 30, 6), 0.6
-    )  # the nearer ones are among them
+    weights, scale = reciprocal_weights(table, *table.nearest(30), 30, 6)
+    pairs = near_pairs(table, weights, scale, 0.6)  # the nearer ones are among them
     for eps in (0.4, 0.5, 0.6):
         expected = reference[f"labels_k1_30_k2_6_eps_{eps}"]
         found = dbscan(pairs, len(table), eps)
