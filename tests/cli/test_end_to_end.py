@@ -101,14 +101,12 @@ def test_market_mini_learns_from_real_images(
     network = ["-d", "market1501", "-a", "mobilenet_v2", "--weights", weights]
     untrained = ccreid(capfd, monkeypatch, "eval", *network, "--height", 128, "--width", 64)
     assert untrained["mAP"] == pytest.approx(0.096, abs=0.005)  # the reference's own figure
-    train = sorted((tmp_path / "data").rglob("bounding_box_train/*.jpg"))
-    kept = set(sorted({file.name[:4] for file in train})[::3])  # a third of the people is enough to learn from
-    for file in train:
-        if file.name[:4] not in kept:
+    for file in (tmp_path / "data").rglob("*.jpg"):  # a third of the people is enough to learn from, and to score
+        if int(file.name.split("_")[0]) % 3:
             file.unlink()
     batches = ["-b", 64, "--num-instances", 8, "--iters", 8, "--lr", 7e-4, "--epochs", 1, "--eps", 0.5, "--no-report"]
     result = ccreid(capfd, monkeypatch, "train", *network, *SIZE, *batches, "--name", "mini")
-    assert result["last"]["mAP"] > 0.045  # 0.039 where the steps change nothing, 0.051 now
+    assert result["last"]["mAP"] > 0.085  # 0.073 where the steps change nothing, 0.094 now
 
 
 @pytest.mark.skipif(os.environ.get("CCREID_TEST_GPU") != "1", reason="set CCREID_TEST_GPU=1 on a machine with a GPU")

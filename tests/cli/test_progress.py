@@ -153,7 +153,7 @@ with reporter.task("epochs", 5, "epoch", done=1) as outer:
     for epoch in range(2):
         with reporter.task(f"train epoch {epoch + 2}", 20, "it") as inner:
             for step in range(20):
-                time.sleep(0.04)
+                time.sleep(0.02)
                 inner.advance()
                 inner.note(loss=round(2 - step / 20, 3))
         outer.advance()

@@ -87,8 +87,19 @@ class Site:
         return status, json.loads(body)
 
 
+@pytest.fixture(scope="session")
+def ending() -> Iterator[list[threading.Thread]]:
+    """Servers that were told to end, which takes each a fifth of a second."""
+    threads: list[threading.Thread] = []
+    yield threads
+    for thread in threads:
+        thread.join(10)
+
+
 @pytest.fixture
-def serve(identities: Path, features: NDArray[np.float32]) -> Iterator[Callable[[], Site]]:
+def serve(
+    identities: Path, features: NDArray[np.float32], ending: list[threading.Thread]
+) -> Iterator[Callable[[], Site]]:
     servers = []
 
     def start() -> Site:
@@ -108,9 +119,9 @@ def serve(identities: Path, features: NDArray[np.float32]) -> Iterator[Callable[
     yield start
     for server, thread, journal, listening in servers:
         server.should_exit = True
-        thread.join(10)
         listening.close()
         journal.close()
+        ending.append(thread)
 
 
 @pytest.fixture
