@@ -168,7 +168,7 @@ def test_a_killed_process_ends_the_others(killed: int, tiny_data: Path, tmp_path
 
 
 def test_a_process_that_does_not_answer(tiny_data: Path, tmp_path: Path) -> None:
-    waiting, _ = tiny.call_in_ranks(steps_in_ranks.train_with_timeout, 2, tmp_path, tiny_data, tmp_path, 3.0)
+    waiting, _ = tiny.call_in_ranks(steps_in_ranks.train_with_timeout, 2, tmp_path, tiny_data, tmp_path, 2.0)
     name, message, seconds = waiting
     assert name == "DeviceError" and "lost the others" in message
     assert seconds < 20

@@ -16,7 +16,7 @@ from ccreid_cli.machine import heartbeats
 from ccreid_cli.machine.heartbeats import Heartbeats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TIMEOUT = 6.0
+TIMEOUT = 4.5
 
 
 def test_a_process_killed_while_decoding(tmp_path: Path) -> None:
