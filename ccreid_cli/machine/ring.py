@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from ccreid_cli.machine.distributed import Group
 
+_RANGES_AT_ONCE = 4096
+
 
 def rotate(
     group: Group, piece: Callable[[int], torch.Tensor], sizes: Sequence[Sequence[int]], steps: int | None = None
@@ -95,9 +97,21 @@ class Requests:
         coming = self.dense(lengths.to(torch.int32)).long()
         sizes = _sums(going, self._going), _sums(coming, self._coming)
         begins = (lengths.cumsum(0) - lengths)[self._asked]
-        shifts = begins - (going.cumsum(0) - going)
-        places = torch.repeat_interleave(shifts, going) + torch.arange(int(going.sum()), device=going.device)
-        return coming, [self._group.exchange_rows(part.index_select(0, places), *sizes) for part in entries]
+        return coming, [self._group.exchange_rows(_of_ranges(part, begins, going), *sizes) for part in entries]
+
+
+def _of_ranges(numbers: torch.Tensor, begins: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Some ranges of numbers, one after another: a few at a time, since their places take more room than they do."""
+    found = numbers.new_empty(int(lengths.sum()))
+    first = 0
+    for begin, length in zip(torch.split(begins, _RANGES_AT_ONCE), torch.split(lengths, _RANGES_AT_ONCE), strict=True):
+        shifts = begin - (length.cumsum(0) - length)
+        last = first + int(length.sum())
+        places = torch.repeat_interleave(shifts, length, output_size=last - first)
+        places += torch.arange(last - first, device=places.device)
+        torch.index_select(numbers, 0, places, out=found[first:last])
+        first = last
+    return found
 
 
 def exchange_counts(group: Group, counts: Sequence[int]) -> list[int]:

@@ -23,6 +23,9 @@ from ccreid_cli.pseudo_labels.nearest import Search
 FeatureArray = torch.Tensor | NDArray[np.float32] | NDArray[np.float16] | NDArray[np.float64]
 
 _CPU_BLOCK_BYTES = 32 << 20
+_LEAST_BLOCK_BYTES = 8 << 20
+_SHARES = 8
+"""Of the rows of one of several processes, so many blocks: the smaller its share, the less room for its work."""
 _MOST_BLOCK_BYTES = 8 << 30
 """Of a GPU: its kernels index scores with 32 bits as long as they are fewer than 2**31."""
 _TILE_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
@@ -38,8 +41,8 @@ class FeatureTable:
         group: The processes that share the work; all call the same methods together.
         total: N, where each process has only the rows of its own share, `Group.bounds(N)`.
         search_dtype: Number format of the candidate search; None takes the fastest; the result is the same.
-        block_bytes: Memory for one block of scores, and at least for one tile of rows; None takes 32 MiB on the CPU, at
-            most an eighth of a GPU's free.
+        block_bytes: Memory for one block of scores, and at least for one tile of rows; None takes 32 MiB on the CPU,
+            less where a process holds few of the rows, and at most an eighth of a GPU's free.
         counts: How many images each of the N rows stands for; None for one each.
 
     Attributes:
@@ -70,10 +73,17 @@ class FeatureTable:
         self.own = self._rows[self.start : stop] if self._is_whole else self._rows
         assert len(self.own) == stop - self.start
         self.search_dtype = search_dtype or fastest_dtype(self.device)
-        self.block_bytes = block_bytes or _block_bytes(self.device)
+        self.block_bytes = block_bytes or self._room_of_a_block()
 
     def __len__(self) -> int:
         return self._total
+
+    def _room_of_a_block(self) -> int:
+        if self.device.type == "cuda":
+            return max(_CPU_BLOCK_BYTES, min(_MOST_BLOCK_BYTES, free_gpu_bytes(self.device) // 8))
+        if self._is_whole:
+            return _CPU_BLOCK_BYTES
+        return min(_CPU_BLOCK_BYTES, max(_LEAST_BLOCK_BYTES, self.own.nbytes // _SHARES))
 
     def take(self, numbers: NDArray[np.int64]) -> torch.Tensor:
         """Return some of all rows, by ascending number, (M, D) float32: in every process."""
@@ -105,7 +115,7 @@ class FeatureTable:
     def _tile_rows(self) -> int:
         """Rows of a tile: few tiles, as each costs some exact similarities; small ones where several are held."""
         row_bytes = 4 * max(1, self.own.shape[1])
-        share = len(self) * row_bytes // (1 if self._is_whole else 8 * self.group.world)
+        share = len(self) * row_bytes // (1 if self._is_whole else _SHARES * self.group.world)
         most = _TILE_BYTES[self.device.type]
         rows = min(most, max(self.block_bytes, share)) // row_bytes
         if rows >= len(self):
@@ -186,9 +196,3 @@ def _seconds(dtype: torch.dtype, size: int) -> float:
         matrix @ matrix
         seconds.append(time.perf_counter() - begin)
     return min(seconds)
-
-
-def _block_bytes(device: torch.device) -> int:
-    if device.type == "cpu":
-        return _CPU_BLOCK_BYTES
-    return max(_CPU_BLOCK_BYTES, min(_MOST_BLOCK_BYTES, free_gpu_bytes(device) // 8))

@@ -17,9 +17,10 @@ from ccreid_cli.pseudo_labels.sparse_rows import Scratch, SparseRows, expand_ran
 
 _TAIL_SHARE = 0.7  # of the overlap asked for: more shortens the heads, but leaves more pairs to sum in full
 
-
 _ENTRIES_AT_ONCE = 1 << 21
-"""Entries of the weights that are worked on, and travel, together."""
+_LEAST_ENTRIES = 1 << 17
+"""Entries of the weights that are worked on, and travel, together: where several processes share them, an eighth of
+those of one, within these bounds. More make fewer passes, fewer need less room."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,9 @@ class OverlapSearch:
         self.slack = max(0, int(least * scale * _TAIL_SHARE))
         self.least_in_heads = max(1, int(least * scale) - self.slack)
         self.num_candidates = 0
+        self._at_once = _ENTRIES_AT_ONCE
+        if self._group.world > 1:
+            self._at_once = min(_ENTRIES_AT_ONCE, max(_LEAST_ENTRIES, len(weights.columns) // 8))
         self._heads = torch.zeros(len(weights), dtype=torch.int64, device=weights.device)
         self._cut_heads()
         # Whose place a column takes in a table of the columns of a few rows; 0 for those of other rows.
@@ -138,10 +142,10 @@ class OverlapSearch:
         """Put the rare columns of each row first, and count those that weigh more than the slack with all behind."""
         weights = self.weights
         counts = torch.zeros(self._total, dtype=torch.int64, device=weights.device)
-        for part in torch.split(weights.columns, _ENTRIES_AT_ONCE):
+        for part in torch.split(weights.columns, self._at_once):
             counts += torch.bincount(part, minlength=self._total)
         rarity = self._group.sum_(counts).argsort(stable=True).argsort()
-        for first, last in self._row_ranges(_ENTRIES_AT_ONCE):
+        for first, last in self._row_ranges(self._at_once):
             entries = slice(int(weights.offsets[first]), int(weights.offsets[last]))
             owners = torch.repeat_interleave(weights.offsets[first : last + 1].diff())
             order = (owners * self._total + rarity[weights.columns[entries]]).argsort()
@@ -173,7 +177,7 @@ class OverlapSearch:
 
     def _tiles(self) -> Iterator[tuple[_Tile, int]]:
         """Go through the rows of this process and of the next half of them, and how many processes away they are."""
-        ranges, offsets = self._row_ranges(_ENTRIES_AT_ONCE), self.weights.offsets
+        ranges, offsets = self._row_ranges(self._at_once), self.weights.offsets
         sizes = [[last - first, int(offsets[last] - offsets[first])] for first, last in ranges]
         counts = torch.tensor(sizes, dtype=torch.int64, device=self.weights.device).reshape(-1, 2)
         numbers = exchange_counts(self._group, [len(sizes)] * self._group.world)
@@ -203,7 +207,7 @@ class OverlapSearch:
         scratch = Scratch(len(tile.heads), self.weights.device)
         inside = tile.first - self._start
         stop = inside + len(tile.heads) if step == 0 else len(self.weights)
-        for first, last in self._row_ranges(_ENTRIES_AT_ONCE // 2):
+        for first, last in self._row_ranges(self._at_once // 2):
             if first < stop:
                 yield from self._search(tile, lists, scratch, first, min(last, stop), shared and is_lower, step == 0)
 
@@ -241,7 +245,7 @@ class OverlapSearch:
 
     def _rows_at_once(self, scratch: Scratch) -> int:
         """How many rows fit into both tables: that of rows and the tile's rows, and that of rows and their columns."""
-        columns = min(self._total, _ENTRIES_AT_ONCE)
+        columns = min(self._total, self._at_once)
         length = max(1, len(self.weights.columns) // max(1, len(self.weights)))
         return min(scratch.num_rows, max(16, self._budget // (4 * columns), int((self._budget / (4 * length)) ** 0.5)))
 

@@ -129,7 +129,7 @@ def expand_ranges(begin: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor,
 def scratch_bytes(device: torch.device) -> int:
     """Memory for one work table: about a cache's worth on the CPU, a fraction of what is free on a GPU."""
     if device.type == "cpu":
-        return 32 << 20
+        return 16 << 20
     return max(32 << 20, min(4 << 30, free_gpu_bytes(device) // 32))
 
 

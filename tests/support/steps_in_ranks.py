@@ -18,11 +18,12 @@ from ccreid_cli.engine.step import TrainStep, make_optimizer
 from ccreid_cli.images.augment import draw_augmentation
 from ccreid_cli.images.sharded_store import ShardedStore
 from ccreid_cli.images.store import ImageStore
+from ccreid_cli.machine import ring
 from ccreid_cli.machine.distributed import Group, process_group
 from ccreid_cli.method.batch import Batch
 from ccreid_cli.method.cluster_contrast import ClusterContrast
 from ccreid_cli.models.reid_net import ModelSpec, ReidNet
-from ccreid_cli.pseudo_labels import neighbors
+from ccreid_cli.pseudo_labels import neighbors, overlap
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
 from ccreid_cli.pseudo_labels.density import dbscan
 from ccreid_cli.pseudo_labels.jaccard import near_pairs, reciprocal_weights
@@ -137,6 +138,7 @@ def labels_in_group(features: Tensor, settings: ClusterSettings) -> Any:
 def labels_of_shares(features: Tensor, settings: ClusterSettings, piece_bytes: int = 1 << 12) -> Any:
     """As `labels_in_group`, each process with its share of the features alone; rows travel in small pieces."""
     neighbors._CPU_BLOCK_BYTES = piece_bytes
+    small_pieces()
     try:
         with process_group(CPU, 30) as group:
             start, stop = group.bounds(len(features))
@@ -145,8 +147,14 @@ def labels_of_shares(features: Tensor, settings: ClusterSettings, piece_bytes: i
         return error.message
 
 
+def small_pieces() -> None:
+    """Let weights travel and be worked on in pieces that are small against those of a test."""
+    overlap._LEAST_ENTRIES, ring._RANGES_AT_ONCE = 100, 7
+
+
 def pairs_in_group(features: Any, k1: int, k2: int, most: float) -> Any:
     """Return the near pairs that this process finds, which has only its share of the features."""
+    small_pieces()
     with process_group(CPU, 30) as group:
         start, stop = group.bounds(len(features))
         table = FeatureTable(features[start:stop], group=group, total=len(features), block_bytes=1 << 10)
