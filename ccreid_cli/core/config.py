@@ -136,7 +136,7 @@ class TrainConfig:
     recall: Annotated[
         float,
         Setting(
-            "Share of the true neighbours that an approximate search is to find; measured and shown.",
+            "With approximate neighbours: share of the true ones that is to be found; measured and shown.",
             LABELS,
             gt=0,
             lt=1,

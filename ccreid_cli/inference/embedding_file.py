@@ -14,7 +14,7 @@ The JSON text says ``model`` (fingerprint), ``source`` (checkpoint), ``preproces
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,9 @@ from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import DataError, UsageError
 from ccreid_cli.core.files import atomic_path
 from ccreid_cli.inference.feature_file import checked_features, names_of_rows, normalize_rows
-from ccreid_cli.inference.feature_rows import Rows, ShardedRows
+from ccreid_cli.inference.feature_rows import Rows, ShardedRows, texts_of
 from ccreid_cli.inference.image_list import ImageList
-from ccreid_cli.inference.stored_arrays import ALL, FORMAT, PARQUET_KEY, StoredArrays, load_arrays
+from ccreid_cli.inference.stored_arrays import FORMAT, PARQUET_KEY, StoredArrays, load_arrays
 
 VERSION = 2
 """Of the files: since version 2, ids and cameras are names; in version 1 each file numbered its own."""
@@ -167,23 +167,23 @@ def read_embeddings(path: Path) -> EmbeddingFile:
         DataError: The file is missing, damaged, or its parts do not fit together.
     """
     if path.is_dir():
-        stored = load_arrays(path, [name for name in ALL if name != "features"])
-        rows = ShardedRows(path)
-        return EmbeddingFile(rows, *_images_of(stored, len(rows)))
+        texts, stored = texts_of(path), load_arrays(path, ("split",))
+        columns = texts["names"], texts.get("ids"), texts.get("cams"), _splits_of(stored)
+        return EmbeddingFile(ShardedRows(path), *_images_of(stored, columns))
     stored = load_arrays(path, in_place=True)
     features, names = stored.arrays.get("features"), stored.arrays.get("names")
     if not stored.about or names is None or features is None or features.dtype != np.float32:
         return _of_others(stored)
     if features.ndim != 2 or any(len(array) != len(features) for array in stored.arrays.values() if array.ndim):
         raise DataError(f"{path}: features, names, ids and cameras differ in number.", "Make it again.")
-    return EmbeddingFile(features, *_images_of(stored, len(features)))
+    return EmbeddingFile(features, *_images_of(stored, _columns_of(stored, len(features))))
 
 
-def _images_of(stored: StoredArrays, num_rows: int) -> tuple[ImageList, Mapping[str, Any]]:
+def _images_of(stored: StoredArrays, columns: _Columns) -> tuple[ImageList, Mapping[str, Any]]:
     """Return the images of the rows of a file that ccreid wrote, and what else it says of them."""
     about = dict(stored.about)
     root = Path(about.pop("root", "."))
-    return ImageList(root, *_columns_of(stored, num_rows)), about
+    return ImageList(root, *columns), about
 
 
 def _of_others(stored: StoredArrays) -> EmbeddingFile:
@@ -194,11 +194,15 @@ def _of_others(stored: StoredArrays) -> EmbeddingFile:
     )
 
 
-def _columns_of(
-    stored: StoredArrays, num_rows: int
-) -> tuple[tuple[str, ...], tuple[str, ...] | None, tuple[str, ...] | None, NDArray[np.str_] | None]:
-    """Return names, identities, cameras and splits of the rows of a file."""
+_Columns = tuple[Sequence[str], Sequence[str] | None, Sequence[str] | None, NDArray[np.str_] | None]
+"""Names, identities, cameras and splits of rows."""
+
+
+def _columns_of(stored: StoredArrays, num_rows: int) -> _Columns:
     names = stored.arrays.get("names", np.array([f"row {row}" for row in range(num_rows)]))
     ids, cams = (names_of_rows(stored, name, num_rows) if name in stored.arrays else None for name in ("ids", "cams"))
-    splits = stored.arrays["split"].astype(np.str_) if "split" in stored.arrays else None
-    return tuple(map(str, names.tolist())), ids, cams, splits
+    return tuple(map(str, names.tolist())), ids, cams, _splits_of(stored)
+
+
+def _splits_of(stored: StoredArrays) -> NDArray[np.str_] | None:
+    return stored.arrays["split"].astype(np.str_) if "split" in stored.arrays else None

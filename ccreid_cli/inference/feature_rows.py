@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import struct
 import zipfile
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError
-from ccreid_cli.inference.feature_file import checked_features, normalize_rows
+from ccreid_cli.inference.feature_file import checked_features, names_of_rows, normalize_rows
 from ccreid_cli.inference.shard_index import read_whole_index, shard_file
 from ccreid_cli.inference.stored_arrays import UNREADABLE, StoredArrays, load_arrays
 
@@ -83,6 +84,77 @@ class ShardedRows:
         file = shard_file(self._folder, number)
         mapped = _mapped(file)
         return load_arrays(file, ("features",)).take("features") if mapped is None else mapped
+
+
+class ShardedTexts(Sequence[str]):
+    """The names, identities or cameras of the rows of a finished folder of features: those that are asked for are read.
+
+    Args:
+        folder: The folder.
+        array: What its shards call them: ``names``, ``ids`` or ``cams``. Rows of a shard without it have empty ones.
+        counts: Rows of each shard.
+    """
+
+    def __init__(self, folder: Path, array: str, counts: Sequence[int]) -> None:
+        self._folder, self._array, self._counts = folder, array, counts
+        self._ends = np.cumsum(counts)
+        self._shard = lru_cache(_SHARDS_OPEN)(self._read)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, position: int) -> str: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> tuple[str, ...]: ...
+
+    def __getitem__(self, position: int | slice) -> str | tuple[str, ...]:
+        if isinstance(position, slice):
+            return tuple([self[each] for each in range(*position.indices(len(self)))])
+        row = range(len(self))[position]  # negative ones too; raises IndexError
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        return self._shard(number)[row - int(self._ends[number]) + self._counts[number]]
+
+    def __iter__(self) -> Iterator[str]:
+        for number in range(len(self._counts)):
+            yield from self._read(number)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    def _read(self, number: int) -> tuple[str, ...]:
+        file, count = shard_file(self._folder, number), self._counts[number]
+        stored = load_arrays(file, (self._array,))
+        if self._array not in stored.arrays:
+            return ("",) * count
+        if self._array != "names":
+            return names_of_rows(stored, self._array, count)
+        names = stored.arrays["names"]
+        if len(names) != count:
+            raise DataError(
+                f"{file} has not the {count:,} rows that {self._folder} counts.",
+                "Extract the features again, with --force.",
+            )
+        return tuple(map(str, names.tolist()))
+
+
+def texts_of(folder: Path) -> dict[str, ShardedTexts]:
+    """Return the ``names`` of the rows of a finished folder, and the ``ids`` and ``cams`` if any shard has them.
+
+    Raises:
+        DataError: The folder is not finished, or a shard cannot be read.
+    """
+    counts = read_whole_index(folder).rows or ()
+    there = {"names"}
+    for number in range(len(counts)):
+        file = shard_file(folder, number)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                there.update(Path(name).stem for name in archive.namelist())
+        except UNREADABLE as error:
+            raise DataError(f"{file} is damaged: {error}.", "Extract the features again, with --force.") from error
+    return {array: ShardedTexts(folder, array, counts) for array in ("names", "ids", "cams") if array in there}
 
 
 Rows = NDArray[np.float32] | ShardedRows

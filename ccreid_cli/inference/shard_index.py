@@ -109,7 +109,8 @@ def read_index(folder: Path) -> ShardIndex | None:
             raise ValueError("the number of its shards and their rows do not fit together")
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is damaged: {error}.", "Extract the features again, with --force.") from error
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{file} is damaged: {what}.", "Extract the features again, with --force.") from error
 
 
 def read_whole_index(folder: Path) -> ShardIndex:

@@ -328,7 +328,7 @@ def test_real_market(shared: Path, tmp_path: Path) -> None:
         pytest.skip("Market-1501 is not in the shared folder")
     with zipfile.ZipFile(archive) as file:  # names only: counting and parsing need no bytes
         names = [name for name in file.namelist() if not name.endswith("/")]
-    for folder in {os.path.dirname(name) for name in names}:
+    for folder in {name.rpartition("/")[0] for name in names}:
         (tmp_path / "market1501" / folder).mkdir(parents=True)
     for name in names:
         os.close(os.open(f"{tmp_path}/market1501/{name}", os.O_CREAT))

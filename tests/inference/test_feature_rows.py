@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ccreid_cli.core.errors import DataError
+from ccreid_cli.inference.embedding_file import read_embeddings
 from ccreid_cli.inference.feature_file import normalize_rows
 from ccreid_cli.inference.feature_rows import ShardedRows, count_rows, read_unit_rows
 from ccreid_cli.inference.search import best_matches
 from ccreid_cli.inference.shard_index import ShardIndex, shard_file
+from ccreid_cli.inference.stored_arrays import FORMAT
 
 
 @pytest.fixture
@@ -71,6 +74,33 @@ def test_shards_are_searched_as_one_matrix(
         ShardedRows(tmp_path)[95:]
 
 
+def test_names_of_rows_are_read_where_they_are_asked_for(rows: np.ndarray, tmp_path: Path) -> None:
+    """Some shard has no row, one no identities, and one that nobody asks for is damaged meanwhile."""
+    names = [f"a/{row}.jpg" for row in range(10)] + ["\udcff.jpg"]
+    about = json.dumps({"format": FORMAT, "version": 2, "root": str(tmp_path), "model": "m"})
+    for number, part in enumerate((slice(0, 4), slice(4, 4), slice(4, 9), slice(9, 11))):
+        ids = {"ids": np.array(["x", "", "z"])[np.arange(11)[part] % 3]} if number == 2 else {}
+        known = {"names": np.array(names[part], dtype=np.str_), "about": np.array(about), **ids}
+        np.savez(shard_file(tmp_path, number), features=rows[part], **known)
+    ShardIndex({}, 4, (4, 0, 5, 2)).write(tmp_path)
+    images = read_embeddings(tmp_path).images
+    assert images.names == names and list(images.names) == names and len(images) == 11
+    assert images.ids == ["", "", "", "", "", "z", "x", "", "z", "", ""] and images.cams is None
+    assert images.names[-1] == names[10] and images.files(3, 5) == [str(tmp_path / name) for name in names[3:5]]
+    with pytest.raises(IndexError):
+        images.names[11]
+    images = read_embeddings(tmp_path).images
+    shard_file(tmp_path, 2).write_bytes(b"damaged")
+    assert images.names[3] == names[3] and images.names[9] == names[9]
+    with pytest.raises(DataError, match="000002"):
+        images.names[4]
+    with pytest.raises(DataError, match=r"000002.*is damaged"):
+        read_embeddings(tmp_path)
+    np.savez(shard_file(tmp_path, 2), **{**known, "features": rows[:5]})
+    with pytest.raises(DataError, match="has not the 5 rows"):
+        read_embeddings(tmp_path).images.names[4]
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [('"num_shards": 2', '"num_shards": 0'), ("  41", "  41, 3"), ('"version": 1', '"version": 2')]
 )
@@ -80,6 +110,14 @@ def test_an_index_that_contradicts_itself_is_damaged(old: str, new: str, tmp_pat
     assert old in text
     (tmp_path / "index.json").write_text(text.replace(old, new))
     with pytest.raises(DataError, match=r"index\.json is damaged"):
+        count_rows(tmp_path)
+
+
+def test_an_index_without_rows_says_so(tmp_path: Path) -> None:
+    ShardIndex({}, 2, (60, 41)).write(tmp_path)
+    text = (tmp_path / "index.json").read_text()
+    (tmp_path / "index.json").write_text(text.replace('"rows"', '"other"'))
+    with pytest.raises(DataError, match=r"index\.json is damaged: 'rows' is missing"):
         count_rows(tmp_path)
 
 
