@@ -68,7 +68,7 @@ class PackedTexts(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         if isinstance(other, PackedTexts):
             return self._ends == other._ends and self._data == other._data
-        return isinstance(other, tuple | list) and len(self) == len(other) and all(map(str.__eq__, self, other))
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
 
     def _at(self, place: int) -> str:
         start = self._ends[place - 1] if place else 0

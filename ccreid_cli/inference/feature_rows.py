@@ -132,11 +132,14 @@ class ShardedTexts(Sequence[str]):
             return names_of_rows(stored, self._array, count)
         names = stored.arrays["names"]
         if len(names) != count:
-            raise DataError(
-                f"{file} has not the {count:,} rows that {self._folder} counts.",
-                "Extract the features again, with --force.",
-            )
+            raise _other_rows(file, self._folder, count)
         return tuple(map(str, names.tolist()))
+
+
+def _other_rows(file: Path, folder: Path, count: int) -> DataError:
+    return DataError(
+        f"{file} has not the {count:,} rows that {folder} counts.", "Extract the features again, with --force."
+    )
 
 
 def texts_of(folder: Path) -> dict[str, ShardedTexts]:
@@ -147,13 +150,16 @@ def texts_of(folder: Path) -> dict[str, ShardedTexts]:
     """
     counts = read_whole_index(folder).rows or ()
     there = {"names"}
-    for number in range(len(counts)):
+    for number, count in enumerate(counts):
         file = shard_file(folder, number)
         try:
-            with zipfile.ZipFile(file) as archive:
+            with zipfile.ZipFile(file) as archive, archive.open("names.npy") as names:
                 there.update(Path(name).stem for name in archive.namelist())
+                shape = _read_head(names)[0]
         except UNREADABLE as error:
             raise DataError(f"{file} is damaged: {error}.", "Extract the features again, with --force.") from error
+        if shape != (count,):
+            raise _other_rows(file, folder, count)
     return {array: ShardedTexts(folder, array, counts) for array in ("names", "ids", "cams") if array in there}
 
 

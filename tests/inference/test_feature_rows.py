@@ -98,7 +98,9 @@ def test_names_of_rows_are_read_where_they_are_asked_for(rows: np.ndarray, tmp_p
         read_embeddings(tmp_path)
     np.savez(shard_file(tmp_path, 2), **{**known, "features": rows[:5]})
     with pytest.raises(DataError, match="has not the 5 rows"):
-        read_embeddings(tmp_path).images.names[4]
+        read_embeddings(tmp_path)
+    with pytest.raises(DataError, match="has not the 5 rows"):
+        images.names[4]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -88,17 +89,18 @@ class Site:
 
 
 @pytest.fixture(scope="session")
-def ending() -> Iterator[list[threading.Thread]]:
-    """Servers that were told to end, which takes each a fifth of a second."""
-    threads: list[threading.Thread] = []
-    yield threads
-    for thread in threads:
+def ending() -> Iterator[list[tuple[threading.Thread, socket.socket]]]:
+    """Servers that were told to end, which takes each a fifth of a second, and what they listen to."""
+    servers: list[tuple[threading.Thread, socket.socket]] = []
+    yield servers
+    for thread, listening in servers:
         thread.join(10)
+        listening.close()
 
 
 @pytest.fixture
 def serve(
-    identities: Path, features: NDArray[np.float32], ending: list[threading.Thread]
+    identities: Path, features: NDArray[np.float32], ending: list[tuple[threading.Thread, socket.socket]]
 ) -> Iterator[Callable[[], Site]]:
     servers = []
 
@@ -119,9 +121,8 @@ def serve(
     yield start
     for server, thread, journal, listening in servers:
         server.should_exit = True
-        listening.close()
         journal.close()
-        ending.append(thread)
+        ending.append((thread, listening))
 
 
 @pytest.fixture
