@@ -25,7 +25,7 @@ FeatureArray = torch.Tensor | NDArray[np.float32] | NDArray[np.float16] | NDArra
 _CPU_BLOCK_BYTES = 32 << 20
 _LEAST_BLOCK_BYTES = 8 << 20
 _SHARES = 8
-"""Of the rows of one of several processes, so many blocks: the smaller its share, the less room for its work."""
+"""Blocks that a process makes of its rows where it holds only its share: a smaller share takes less memory for work."""
 _MOST_BLOCK_BYTES = 8 << 30
 """Of a GPU: its kernels index scores with 32 bits as long as they are fewer than 2**31."""
 _TILE_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}

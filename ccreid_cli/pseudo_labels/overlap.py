@@ -19,8 +19,8 @@ _TAIL_SHARE = 0.7  # of the overlap asked for: more shortens the heads, but leav
 
 _ENTRIES_AT_ONCE = 1 << 21
 _LEAST_ENTRIES = 1 << 17
-"""Entries of the weights that are worked on, and travel, together: where several processes share them, an eighth of
-those of one, within these bounds. More make fewer passes, fewer need less room."""
+"""Entries of the weights that are worked on, and travel, together: where several processes share a CPU's memory, an
+eighth of those of one, within these bounds. More make fewer passes, fewer need less room."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class OverlapSearch:
         self.least_in_heads = max(1, int(least * scale) - self.slack)
         self.num_candidates = 0
         self._at_once = _ENTRIES_AT_ONCE
-        if self._group.world > 1:
+        if self._group.world > 1 and weights.device.type == "cpu":
             self._at_once = min(_ENTRIES_AT_ONCE, max(_LEAST_ENTRIES, len(weights.columns) // 8))
         self._heads = torch.zeros(len(weights), dtype=torch.int64, device=weights.device)
         self._cut_heads()
