@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 
-class PackedTexts(Sequence[str]):
-    """N texts in one block of bytes. It is read like a tuple of texts, and grows like a list."""
+class Texts(Sequence[str]):
+    """N texts that are no objects until one is asked for; it is read like a tuple of texts."""
+
+    @abstractmethod
+    def _at(self, place: int) -> str:
+        """Return the text at a place from 0 to N - 1."""
+
+    @overload
+    def __getitem__(self, position: int) -> str: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> tuple[str, ...]: ...
+
+    def __getitem__(self, position: int | slice) -> str | tuple[str, ...]:
+        if isinstance(position, slice):
+            return tuple([self._at(each) for each in range(*position.indices(len(self)))])
+        place = range(len(self))[position]  # negative ones too; raises IndexError
+        return self._at(place)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._at, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+
+class PackedTexts(Texts):
+    """N texts in one block of bytes, which grows like a list."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -50,25 +77,10 @@ class PackedTexts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, position: int) -> str: ...
-
-    @overload
-    def __getitem__(self, position: slice) -> tuple[str, ...]: ...
-
-    def __getitem__(self, position: int | slice) -> str | tuple[str, ...]:
-        if isinstance(position, slice):
-            return tuple([self._at(each) for each in range(*position.indices(len(self)))])
-        place = range(len(self))[position]  # negative ones too; raises IndexError
-        return self._at(place)
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self._at, range(len(self)))
-
     def __eq__(self, other: object) -> bool:
         if isinstance(other, PackedTexts):
             return self._ends == other._ends and self._data == other._data
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+        return super().__eq__(other)
 
     def _at(self, place: int) -> str:
         start = self._ends[place - 1] if place else 0

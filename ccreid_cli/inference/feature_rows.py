@@ -7,14 +7,15 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ccreid_cli.core.errors import DataError
+from ccreid_cli.core.packed_texts import Texts
 from ccreid_cli.inference.feature_file import checked_features, names_of_rows, normalize_rows
-from ccreid_cli.inference.shard_index import read_whole_index, shard_file
+from ccreid_cli.inference.shard_index import other_number_of_rows, read_whole_index, shard_file
 from ccreid_cli.inference.stored_arrays import UNREADABLE, StoredArrays, load_arrays
 
 _SHARDS_OPEN = 64
@@ -86,7 +87,7 @@ class ShardedRows:
         return load_arrays(file, ("features",)).take("features") if mapped is None else mapped
 
 
-class ShardedTexts(Sequence[str]):
+class ShardedTexts(Texts):
     """The names, identities or cameras of the rows of a finished folder of features: those that are asked for are read.
 
     Args:
@@ -103,25 +104,13 @@ class ShardedTexts(Sequence[str]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @overload
-    def __getitem__(self, position: int) -> str: ...
-
-    @overload
-    def __getitem__(self, position: slice) -> tuple[str, ...]: ...
-
-    def __getitem__(self, position: int | slice) -> str | tuple[str, ...]:
-        if isinstance(position, slice):
-            return tuple([self[each] for each in range(*position.indices(len(self)))])
-        row = range(len(self))[position]  # negative ones too; raises IndexError
-        number = int(np.searchsorted(self._ends, row, side="right"))
-        return self._shard(number)[row - int(self._ends[number]) + self._counts[number]]
+    def _at(self, place: int) -> str:
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        return self._shard(number)[place - int(self._ends[number]) + self._counts[number]]
 
     def __iter__(self) -> Iterator[str]:
         for number in range(len(self._counts)):
             yield from self._read(number)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
 
     def _read(self, number: int) -> tuple[str, ...]:
         file, count = shard_file(self._folder, number), self._counts[number]
@@ -132,14 +121,8 @@ class ShardedTexts(Sequence[str]):
             return names_of_rows(stored, self._array, count)
         names = stored.arrays["names"]
         if len(names) != count:
-            raise _other_rows(file, self._folder, count)
+            raise other_number_of_rows(file, self._folder, count)
         return tuple(map(str, names.tolist()))
-
-
-def _other_rows(file: Path, folder: Path, count: int) -> DataError:
-    return DataError(
-        f"{file} has not the {count:,} rows that {folder} counts.", "Extract the features again, with --force."
-    )
 
 
 def texts_of(folder: Path) -> dict[str, ShardedTexts]:
@@ -159,7 +142,7 @@ def texts_of(folder: Path) -> dict[str, ShardedTexts]:
         except UNREADABLE as error:
             raise DataError(f"{file} is damaged: {error}.", "Extract the features again, with --force.") from error
         if shape != (count,):
-            raise _other_rows(file, folder, count)
+            raise other_number_of_rows(file, folder, count)
     return {array: ShardedTexts(folder, array, counts) for array in ("names", "ids", "cams") if array in there}
 
 

@@ -77,6 +77,13 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.npz"
 
 
+def other_number_of_rows(file: Path, folder: Path, count: int) -> DataError:
+    """Return the error for a shard that has not the `count` rows which the index of its folder counts."""
+    return DataError(
+        f"{file} has not the {count:,} rows that {folder} counts.", "Extract the features again, with --force."
+    )
+
+
 def is_feature_folder(folder: Path) -> bool:
     """Whether a folder holds features, finished or not, and no images."""
     try:

@@ -23,7 +23,13 @@ from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.data.table_file import read_table
-from ccreid_cli.inference.shard_index import ShardIndex, is_feature_folder, read_whole_index, shard_file
+from ccreid_cli.inference.shard_index import (
+    ShardIndex,
+    is_feature_folder,
+    other_number_of_rows,
+    read_whole_index,
+    shard_file,
+)
 
 FORMAT = "ccreid-features"
 PARQUET_KEY = b"ccreid"
@@ -158,7 +164,7 @@ def _load_shards(folder: Path, index: ShardIndex, wanted: Collection[str]) -> St
         part = load_arrays(shard_file(folder, number), wanted)
         columns = {name: array for name, array in part.arrays.items() if array.ndim}
         if any(len(array) != rows for array in columns.values()):
-            raise DataError(f"{part.path} has not the {rows:,} rows that {folder} counts.", _SHARD_HINT)
+            raise other_number_of_rows(part.path, folder, rows)
         if "features" in wanted:
             own = part.take("features")
             joined = arrays.setdefault("features", np.empty((stops[-1], own.shape[1]), own.dtype))
