@@ -15,6 +15,9 @@ from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.suggest import did_you_mean
 from ccreid_cli.machine.without_tensors import without_tensors
 
+STEM = "+ics"
+"""What follows the name of a network with convolutions before its patches: see `timm_networks.StemmedPatches`."""
+
 
 @dataclass(frozen=True)
 class About:
@@ -60,7 +63,7 @@ def about_network(name: str, height: int = 0, width: int = 0) -> About:
     """Find out what a network of timm gives, by building it without tensors.
 
     Args:
-        name: Its name in timm, with or without the tag of its weights.
+        name: Its name in timm, with or without the tag of its weights and `STEM`.
         height: Input height; 0 for its own size.
         width: Input width.
 
@@ -121,11 +124,12 @@ def _create_any(name: str, height: int, width: int) -> tuple[dict[str, Any], Any
 
 
 def create(name: str, options: Mapping[str, Any]) -> Any:
-    """Create a network of timm.
+    """Create a network of timm, without the `STEM` that its name may have.
 
     Raises:
         UsageError: timm is not installed, or has no such network.
     """
+    name = name.removesuffix(STEM)
     timm = require("timm", "timm")
     known = timm.list_models()
     if name.partition(".")[0] not in known:

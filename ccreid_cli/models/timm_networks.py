@@ -17,13 +17,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import CheckpointError, UsageError
-from ccreid_cli.models.backbones import Backbone, Tokens
+from ccreid_cli.models.backbones import Backbone, InstanceBatchNorm, Tokens
 from ccreid_cli.models.batch_norm import ChunkedBatchNorm2d
-from ccreid_cli.models.timm_catalog import about_network, create
+from ccreid_cli.models.timm_catalog import STEM, about_network, create
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What images are normalised by before they come here: see `images.augment`."""
 _POSITIONS = "pos_embed"
+_STEM_CHANNELS, _STEM_STRIDE = 64, 2
+_STEM_HERE, _STEM_RELEASED = "patch_embed.proj.conv.", "patch_embed.conv."
+"""How the tensors of the stem are named inside the network, and in its release and state dicts."""
 
 
 class _BatchNormAct(ChunkedBatchNorm2d):
@@ -50,11 +53,36 @@ def _replace_batch_norms(module: nn.Module) -> None:
             _replace_batch_norms(child)
 
 
+class StemmedPatches(nn.Conv2d):
+    """Makes patches into tokens after three convolutions with instance and batch norm: an IBN-based stem (ICS).
+
+    Source: Luo et al., "Self-Supervised Pre-Training for Transformer-Based Person Re-Identification", arXiv 2111.12084.
+
+    Args:
+        plain: The one convolution that does so without them.
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        height, width = (size // _STEM_STRIDE for size in plain.kernel_size)
+        super().__init__(_STEM_CHANNELS, plain.out_channels, (height, width), stride=(height, width))
+        layers: list[nn.Module] = []
+        for norm in (InstanceBatchNorm, InstanceBatchNorm, nn.BatchNorm2d):
+            first = not layers
+            inputs, size, stride = (plain.in_channels, 7, _STEM_STRIDE) if first else (_STEM_CHANNELS, 3, 1)
+            conv = nn.Conv2d(inputs, _STEM_CHANNELS, size, stride=stride, padding=size // 2, bias=False)
+            layers += [conv, norm(_STEM_CHANNELS), nn.ReLU(inplace=True)]
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Turn (B, 3, H, W) images into one vector per patch, (B, width, rows, columns)."""
+        return super().forward(self.conv(input))
+
+
 class TimmBackbone(Backbone):
     """A network of timm without its classifier.
 
     Args:
-        name: Its name in timm.
+        name: Its name in timm; with `STEM` at its end it has `StemmedPatches`.
         height: Input height that position embeddings are made for; 0 for the network's own. Others are taken too.
         width: Input width, likewise.
         drop_path: Largest rate of stochastic depth.
@@ -85,9 +113,15 @@ class TimmBackbone(Backbone):
 
     def _created(self, drop_path: float) -> Any:
         try:
-            return create(self.name, {**self.about.options, **({"drop_path_rate": drop_path} if drop_path else {})})
+            net = create(self.name, {**self.about.options, **({"drop_path_rate": drop_path} if drop_path else {})})
         except TypeError as error:
             raise UsageError(f"timm:{self.name} takes no --drop-path ({error}).", "Leave it out.") from error
+        if self.name.endswith(STEM):
+            patches = getattr(getattr(net, "patch_embed", None), "proj", None)
+            if not isinstance(patches, nn.Conv2d) or any(size % _STEM_STRIDE for size in patches.kernel_size):
+                raise UsageError(f"timm:{self.name}: {STEM} is for transformers with patches of an even size.")
+            net.patch_embed.proj = StemmedPatches(patches)
+        return net
 
     def forward(self, images: Tensor) -> Tensor | Tokens:
         """Turn (B, 3, H, W) normalised images into (B, num_channels, H', W') feature maps, or into tokens.
@@ -178,9 +212,13 @@ def grid_of(num_patches: int) -> tuple[int, int]:
 
 def _take_net_away(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     _rename(state, f"{prefix}net.", prefix)
+    if str(module.name).endswith(STEM):
+        _rename(state, prefix + _STEM_HERE, prefix + _STEM_RELEASED)
 
 
 def _put_net_before(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if str(module.name).endswith(STEM):
+        _rename(state, prefix + _STEM_RELEASED, prefix + _STEM_HERE)
     _rename(state, prefix, f"{prefix}net.")
 
 

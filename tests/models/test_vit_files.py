@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ccreid_cli.core.errors import CheckpointError
+from ccreid_cli.core.errors import CheckpointError, UsageError
 from ccreid_cli.models.backbones import backbone_shapes
 from ccreid_cli.models.file_forms import export_backbone
 from ccreid_cli.models.fitting import backbone_difference
@@ -68,6 +68,20 @@ def _clip(width: int, depth: int, patch: int, out: int) -> State:
     return {**_at("visual.", _shaped(visual)), **_shaped({**text, "logit_scale": (), "ln_final.weight": (512,)})}
 
 
+def _with_stem(state: State) -> State:
+    """Give a ViT the convolution stem of TransReID-SSL (ICS), under its names."""
+    width = state["cls_token"].shape[-1]
+    shapes: dict[str, Any] = {"patch_embed.proj.weight": (width, 64, 8, 8)}
+    for layer, norms in {0: (".IN", ".BN"), 3: (".IN", ".BN"), 6: ("",)}.items():
+        shapes[f"patch_embed.conv.{layer}.weight"] = (64, 64, 3, 3) if layer else (64, 3, 7, 7)
+        for norm in norms:
+            at, size = f"patch_embed.conv.{layer + 1}{norm}.", (64 // len(norms),)
+            shapes |= {f"{at}weight": size, f"{at}bias": size}
+            if norm != ".IN":
+                shapes |= {f"{at}running_mean": size, f"{at}running_var": size, f"{at}num_batches_tracked": ()}
+    return {**state, **_shaped(shapes)}
+
+
 SMALL = "timm:vit_small_patch16_224"
 FILES: dict[str, tuple[str, str, Any]] = {
     "TransReID-SSL's LUPerson, as DINO saves it": (
@@ -76,6 +90,11 @@ FILES: dict[str, tuple[str, str, Any]] = {
         lambda: {"teacher": {**_at("module.backbone.", _vit(positions=129)), **_at("module.", _head())}, "epoch": 1},
     ),
     "LUPerson, the backbone alone": (SMALL, "", lambda: _vit(positions=129)),
+    "LUPerson with the convolution stem": (
+        f"{SMALL}+ics",
+        "DINO",
+        lambda: {"teacher": {**_at("backbone.", _with_stem(_vit(positions=129))), **_head()}},
+    ),
     "TransReID": (
         SMALL,
         "TransReID",
@@ -175,11 +194,58 @@ def test_clips_tensors_go_where_timm_has_them(tmp_path: Path) -> None:
     export_backbone(read_weights(path), tmp_path / "again.pth")
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
-    """TransReID-SSL's networks with a convolutional stem (ICS) are none of timm's."""
+def test_the_convolution_stem_computes_what_its_tensors_say(tiny_vit: State, tmp_path: Path) -> None:
+    shapes = {key: value.shape for key, value in _with_stem(tiny_vit).items()}
+    state = {key: tiny_vit.get(key, torch.empty(0)) for key in shapes}
+    for key in (key for key, shape in shapes.items() if state[key].shape != shape):
+        state[key] = torch.rand(shapes[key]) + 0.1 if shapes[key] else torch.tensor(0)
     path = tmp_path / "ics.pth"
-    torch.save({**_vit(positions=129), **_shaped({"patch_embed.conv.0.weight": (64, 3, 7, 7)})}, path)
-    with pytest.raises(CheckpointError, match=r"nearest to timm:vit_small_patch16_224.*patch_embed\.conv\.0") as caught:
+    torch.save({"teacher": _at("backbone.", state)}, path)
+    spec = ModelSpec("timm:test_vit+ics", "class", height=64, width=32)
+    model = build_model(spec, weights=str(path)).eval()
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        found = model.backbone.get_submodule("net.patch_embed.proj")(images)
+    assert torch.allclose(found, _patches_by_hand(images, state), rtol=1e-4, atol=1e-3)
+    assert set(model.backbone.state_dict()) == set(state)  # it keeps the names of the release
+
+
+def _patches_by_hand(images: Tensor, state: State) -> Tensor:
+    """Return the vectors of the patches, (B, width, rows, columns), in double precision."""
+    maps, part = images.double(), {key: value.double() for key, value in state.items()}
+
+    def normalised(maps: Tensor, name: str, dims: tuple[int, ...]) -> Tensor:
+        mean, variance = maps.mean(dims, keepdim=True), maps.var(dims, keepdim=True, correction=0)
+        if f"{name}.running_mean" in part:
+            mean, variance = (part[f"{name}.running_{kind}"][:, None, None] for kind in ("mean", "var"))
+        scale, shift = (part[f"{name}.{kind}"][:, None, None] for kind in ("weight", "bias"))
+        return (maps - mean) / (variance + 1e-5).sqrt() * scale + shift
+
+    for layer, stride in ((0, 2), (3, 1), (6, 1)):
+        kernel = part[f"patch_embed.conv.{layer}.weight"]
+        maps = torch.nn.functional.conv2d(maps, kernel, stride=stride, padding=kernel.shape[2] // 2)
+        name = f"patch_embed.conv.{layer + 1}"
+        if layer == 6:
+            maps = normalised(maps, name, (2, 3))
+        else:
+            halves = normalised(maps[:, :32], f"{name}.IN", (2, 3)), normalised(maps[:, 32:], f"{name}.BN", (2, 3))
+            maps = torch.cat(halves, dim=1)
+        maps = maps.clamp_min(0)
+    kernel, bias = part["patch_embed.proj.weight"], part["patch_embed.proj.bias"]
+    return torch.nn.functional.conv2d(maps, kernel, bias, stride=8).float()
+
+
+def test_the_stem_is_for_patches_and_has_no_weights_in_timm() -> None:
+    with pytest.raises(UsageError, match=r"timm:test_resnet\+ics: \+ics is for transformers"):
+        ReidNet(ModelSpec("timm:test_resnet+ics"))
+    with pytest.raises(UsageError, match=r"timm has no released weights for test_vit\+ics"):
+        build_model(ModelSpec("timm:test_vit+ics", "class", height=64, width=32), weights="imagenet")
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({**_vit(positions=129), **_shaped({"patch_embed.stem.weight": (64, 3, 7, 7)})}, path)
+    with pytest.raises(CheckpointError, match=r"nearest to timm:vit_small_patch16_224.*patch_embed\.stem") as caught:
         backbone_arch(read_weights(path))
     assert "ccreid has the backbones" in str(caught.value.hint)
     assert len(backbone_difference(read_weights(path).state_dict, SMALL)) == 1
@@ -226,6 +292,15 @@ def test_transreids_whole_network_is_read(state: State, size: tuple[int, int], s
     notes = " ".join(file.notes)
     assert "TransReID; the whole network is read" in notes and "classifier.weight [751, 384]" in notes
     assert all(words in notes for words in said) and sum(part in notes for part in ("SIE", "JPM")) == bool(said)
+
+
+def test_transreid_with_the_convolution_stem_is_read(tmp_path: Path) -> None:
+    state = _transreid()
+    body = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")}
+    torch.save({**state, **_at("base.", _with_stem(body))}, tmp_path / "transformer_120.pth")
+    file = read_weights(tmp_path / "transformer_120.pth")
+    assert resolve_spec(file) == ModelSpec(f"{SMALL}+ics", "class", height=256, width=128)
+    load_reid_weights(ReidNet(file.spec, initialize_backbone=False), file.state_dict, file.title)
 
 
 def test_the_last_block_of_the_global_branch_is_taken(tmp_path: Path) -> None:
