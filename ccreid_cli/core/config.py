@@ -146,6 +146,13 @@ class TrainConfig:
     camera_norm: Annotated[
         bool, Setting("Standardise features within each camera before they are clustered.", LABELS)
     ] = False
+    camera_batch_norm: Annotated[
+        bool,
+        Setting(
+            "For clustering, batch norms take the statistics of each image's camera; --camera-norm is left out then.",
+            LABELS,
+        ),
+    ] = False
     drop_single_camera: Annotated[
         bool,
         Setting(

@@ -8,6 +8,8 @@ from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.core.words import plural
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.method.sampling import batches_are_short
+from ccreid_cli.models.batch_norm import count_statistics
+from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.pipeline import PseudoLabels
 from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
@@ -31,7 +33,8 @@ def check_cameras(dataset: ReidDataset, config: TrainConfig, reporter: Reporter)
     """Say which settings do nothing because fewer than two cameras are known."""
     if dataset.train.num_cameras > 1:
         return
-    used = [settings()[name].option for name in ("camera_norm", "drop_single_camera") if getattr(config, name)]
+    names = ("camera_norm", "camera_batch_norm", "drop_single_camera")
+    used = [settings()[name].option for name in names if getattr(config, name)]
     if config.method == "camera-contrast":
         used.append("--method camera-contrast")
     if used:
@@ -39,6 +42,13 @@ def check_cameras(dataset: ReidDataset, config: TrainConfig, reporter: Reporter)
         reporter.warning(
             f"the training images of {dataset.name} {what}: what uses cameras does nothing ({', '.join(used)})."
         )
+
+
+def check_batch_norms(model: ReidNet, config: TrainConfig, reporter: Reporter) -> None:
+    """Say that a network without batch norms has no statistics for each camera."""
+    if config.camera_batch_norm and not count_statistics(model):
+        instead = "only --camera-norm is done" if config.camera_norm else "--camera-norm is for it"
+        reporter.warning(f"{config.arch} has no batch norms: --camera-batch-norm does nothing, {instead}.")
 
 
 def _nothing_to_tell_apart(found: PseudoLabels, epoch: int, config: TrainConfig) -> DataError:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ccreid_cli.core.errors import DeviceError, UsageError
-from ccreid_cli.core.reporter import Reporter, SilentReporter
+from ccreid_cli.core.reporter import Reporter, SilentReporter, Task
 from ccreid_cli.images.augment import normalize
 from ccreid_cli.images.sharded_store import ShardedStore
-from ccreid_cli.images.source import ImageSet
+from ccreid_cli.images.source import ImageSet, ImageSource
 from ccreid_cli.machine.device import autocast, unless_out_of_memory
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.split_rows import SplitRows
+from ccreid_cli.models.batch_norm import batch_statistics, bn_chunks, count_statistics, with_statistics
 from ccreid_cli.models.fused import fuse, is_fusible
 from ccreid_cli.models.reid_net import ReidNet
+from ccreid_cli.pseudo_labels.cameras import LEAST_IMAGES
 
+_STATISTICS_IMAGES, _STATISTICS_BATCH = 512, 64
+"""How many images of a camera the statistics are taken from, and at most at once: as many as in training."""
 _IMAGES_MAPPED = 4096
 """After so many images their memory-mapped pages are released: a whole test set's would be most of the memory used."""
 
@@ -82,32 +90,238 @@ def extract_features(
         DeviceError: Not even one image fits into the device's memory. A batch that does not is halved.
     """
     group = group or Group()
-    reporter = reporter or SilentReporter()
     size = checked_batch_size(batch_size, device)
-    start, stop = _share(store, size, group)
+    numbers = torch.arange(*_share(store, size, group))
+    work = Extraction(store, numbers, model.embedding_dim, device, precision, size, group, reporter or SilentReporter())
+    with in_evaluation(model), work.counted(description, check_stop):
+        work.compute(network or prepared(model, device, precision), numbers)
+    return work.features()
+
+
+@torch.inference_mode()
+def extract_by_camera(
+    model: ReidNet,
+    store: ImageSet,
+    camera_ids: NDArray[np.int64],
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    group: Group | None = None,
+    reporter: Reporter | None = None,
+    check_stop: Callable[[], None] | None = None,
+) -> SplitRows:
+    """As `extract_features`, but batch norms take the statistics of images of the image's own camera.
+
+    What a camera does to all of its images (light, colours, background) is thus taken out in every layer. Sources: Li
+    et al., "Revisiting Batch Normalization for Practical Domain Adaptation", arXiv 1603.04779; a camera as a domain of
+    its own: Zhuang et al., "Rethinking the Distribution Gap of Person Re-identification with Camera-based Batch
+    Normalization", ECCV 2020. A camera of fewer than `LEAST_IMAGES`, or that is not known, takes those of all images.
+
+    Args:
+        model: The network, on `device`; afterwards it is as it was.
+        store: N decoded images.
+        camera_ids: (N,) camera of each image, negative where unknown.
+        device: Where to compute.
+        precision: ``fp32`` or ``bf16``; the features are float32 either way.
+        group: The processes that share the work, and hold the features.
+        reporter: Where progress goes.
+        check_stop: Called before every batch; may raise to leave early.
+
+    Returns:
+        (N, D) float32 unit rows.
+
+    Raises:
+        DeviceError: Not even one image fits into the device's memory.
+    """
+    group, reporter = group or Group(), reporter or SilentReporter()
+    parts = _parts_by_camera(camera_ids)
+    with in_evaluation(model):
+        statistics = _mean_statistics(model, store, [part.sample for part in parts], device, precision, group)
+        size = default_batch_size(device)
+        batches = [(place, batch) for place, part in enumerate(parts) for batch in torch.split(part.numbers, size)]
+        if isinstance(store, ShardedStore):
+            start, stop = group.bounds(len(store))
+            batches = [(place, batch[(batch >= start) & (batch < stop)]) for place, batch in batches]
+        else:
+            batches = batches[slice(*group.bounds(len(batches)))]
+        numbers = torch.cat([torch.empty(0, dtype=torch.int64), *(batch for _, batch in batches)]).sort()[0]
+        work = Extraction(store, numbers, model.embedding_dim, device, precision, size, group, reporter)
+        with work.counted("extract", check_stop):
+            for place in sorted({place for place, _ in batches}):
+                with with_statistics(model, statistics[place]):
+                    network = prepared(model, device, precision)
+                    for batch in (batch for other, batch in batches if other == place):
+                        work.compute(network, batch)
+    return work.features()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Images that share their batch-norm statistics.
+
+    Attributes:
+        numbers: (n,) int64, ascending.
+        sample: (m,) those that the statistics are taken from.
+    """
+
+    numbers: torch.Tensor
+    sample: torch.Tensor
+
+
+def _parts_by_camera(camera_ids: NDArray[np.int64]) -> list[_Part]:
+    cameras, counts = np.unique(camera_ids[camera_ids >= 0], return_counts=True)
+    common = cameras[counts >= LEAST_IMAGES]
+    found = [torch.from_numpy(np.flatnonzero(camera_ids == camera)) for camera in common]
+    parts = [_Part(numbers, _evenly(numbers)) for numbers in found]
+    rest = torch.from_numpy(np.flatnonzero(~np.isin(camera_ids, common)))
+    return [*parts, _Part(rest, _evenly(torch.arange(len(camera_ids))))] if len(rest) else parts
+
+
+def _evenly(numbers: torch.Tensor) -> torch.Tensor:
+    """Return at most `_STATISTICS_IMAGES` of some images, as far from one another as can be."""
+    count = min(len(numbers), _STATISTICS_IMAGES)
+    return numbers[torch.arange(count) * len(numbers) // max(1, count)]
+
+
+def _mean_statistics(
+    model: ReidNet,
+    store: ImageSet,
+    samples: list[torch.Tensor],
+    device: torch.device,
+    precision: str,
+    group: Group,
+) -> torch.Tensor:
+    """Return the batch-norm statistics of each sample of images, (samples, S): means over its batches.
+
+    The batches are the same ones for any number of processes, which compute them in turns; neighbours, which often show
+    one object, go to different batches.
+    """
+    cuts = [len(bn_chunks(len(sample), _STATISTICS_BATCH)) for sample in samples]
+    batches = [sample[first::cut] for sample, cut in zip(samples, cuts, strict=True) for first in range(cut)]
+    own = [torch.empty((0, count_statistics(model)), device=device)]
+    for first in range(0, len(batches), group.world):
+        turn = batches[first : first + group.world]
+        images: ImageSource = store
+        if isinstance(store, ShardedStore):
+            sizes = [len(batch) for batch in turn] + [0] * (group.world - len(turn))
+            images = store.exchange(torch.cat(turn).numpy(), sizes)
+        if group.rank < len(turn):
+            own.append(_statistics_of(model, images, turn[group.rank], device, precision)[None])
+    order = [place for rank in range(group.world) for place in range(rank, len(batches), group.world)]
+    rows = group.gather_rows(torch.cat(own))[torch.tensor(order).argsort().to(device)]
+    return torch.stack([part.mean(dim=0) for part in torch.split(rows, cuts)])
+
+
+def _statistics_of(
+    model: ReidNet, images: ImageSource, numbers: torch.Tensor, device: torch.device, precision: str
+) -> torch.Tensor:
+    batch = normalize(images.gather(numbers, device))
+    with autocast(device, precision):
+        return batch_statistics(model, lambda: model(batch))
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Leave training mode for a while."""
     was_training = model.training
     model.eval()
-    network = network or prepared(model, device, precision)
-    rows = _room(stop - start, model.embedding_dim, device, may_move=group.world == 1)
-    first = start
-    with reporter.task(description, stop - start, "img") as task:
-        while first < stop:
-            if check_stop:
-                check_stop()
-            last = min(first + size, stop)
-            compute = partial(_features_of, network, store, first, last, device, precision)
-            features = unless_out_of_memory(compute)
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+class Extraction:
+    """The features of the images that one process computes, as they are computed.
+
+    Args:
+        store: N decoded images.
+        numbers: (n,) int64, ascending: those that this process computes.
+        dim: Length of a feature.
+        device: Where to compute.
+        precision: ``fp32`` or ``bf16``.
+        batch_size: Images at once. What does not fit into memory is halved.
+        group: All processes.
+        reporter: Where progress goes.
+    """
+
+    def __init__(
+        self,
+        store: ImageSet,
+        numbers: torch.Tensor,
+        dim: int,
+        device: torch.device,
+        precision: str,
+        batch_size: int,
+        group: Group,
+        reporter: Reporter,
+    ) -> None:
+        self._store, self._numbers, self._device, self._precision = store, numbers, device, precision
+        self._size, self._group, self._reporter = batch_size, group, reporter
+        self._rows = _room(len(numbers), dim, device, may_move=group.world == 1)
+        self._task: Task | None = None
+        self._check_stop: Callable[[], None] | None = None
+        self._mapped = 0
+
+    @contextmanager
+    def counted(self, description: str, check_stop: Callable[[], None] | None) -> Iterator[None]:
+        """Show how many images are computed.
+
+        Args:
+            description: The bar's name.
+            check_stop: Called before every batch; may raise to leave early.
+        """
+        with self._reporter.task(description, len(self._numbers), "img") as self._task:
+            self._check_stop = check_stop
+            yield
+        self._store.release_pages()
+
+    def compute(self, network: nn.Module, numbers: torch.Tensor) -> None:
+        """Compute some of the images, batch by batch.
+
+        Args:
+            network: What gives their features.
+            numbers: (m,) int64, ascending: which.
+
+        Raises:
+            DeviceError: Not even one image fits into the device's memory.
+        """
+        first = 0
+        while first < len(numbers):
+            if self._check_stop:
+                self._check_stop()
+            batch = numbers[first : first + self._size]
+            features = unless_out_of_memory(partial(self._features_of, network, batch))
             if features is None:
-                size = _smaller(last - first, device, reporter)
+                self._size = _smaller(len(batch), self._device, self._reporter)
                 continue
-            rows[first - start : last - start] = features
-            task.advance(last - first)
-            if (last - start) % _IMAGES_MAPPED < size:
-                store.release_pages()
-            first = last
-    store.release_pages()
-    model.train(was_training)
-    return SplitRows.collected(rows, start, len(store), group)
+            self._put(batch, features)
+            if self._task:
+                self._task.advance(len(batch))
+            self._mapped += len(batch)
+            if self._mapped >= _IMAGES_MAPPED:
+                self._store.release_pages()
+                self._mapped = 0
+            first += len(batch)
+
+    def _put(self, numbers: torch.Tensor, features: torch.Tensor) -> None:
+        places = torch.searchsorted(self._numbers, numbers)
+        first, last = int(places[0]), int(places[-1]) + 1
+        if last - first == len(places):
+            self._rows[first:last] = features  # nothing is copied to a GPU, which would be waited for
+        else:
+            self._rows[places.to(self._rows.device)] = features.to(self._rows)
+
+    def _features_of(self, network: nn.Module, numbers: torch.Tensor) -> torch.Tensor:
+        images = normalize(self._store.gather(numbers, self._device))
+        with autocast(self._device, self._precision):
+            features: torch.Tensor = network(images)
+        return features
+
+    def features(self) -> SplitRows:
+        """Return the features of all images, split over the processes; all call it together."""
+        numbers = self._numbers.to(self._rows.device)
+        return SplitRows.collected(self._rows, numbers, len(self._store), self._group)
 
 
 def _share(store: ImageSet, batch_size: int, group: Group) -> tuple[int, int]:
@@ -125,15 +339,6 @@ def _room(count: int, dim: int, device: torch.device, *, may_move: bool) -> torc
     """Return memory for `count` features: on the device, or, if they `may_move`, on the CPU where they do not fit."""
     rows = unless_out_of_memory(lambda: torch.empty((count, dim), device=device)) if may_move else None
     return torch.empty((count, dim), device="cpu" if may_move else device) if rows is None else rows
-
-
-def _features_of(
-    network: nn.Module, store: ImageSet, first: int, last: int, device: torch.device, precision: str
-) -> torch.Tensor:
-    images = normalize(store.gather(torch.arange(first, last), device))
-    with autocast(device, precision):
-        features: torch.Tensor = network(images)
-    return features
 
 
 def _smaller(size: int, device: torch.device, reporter: Reporter) -> int:

@@ -10,6 +10,8 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.batches import EpochBatches
 from ccreid_cli.engine.cluster_checks import check_clusters
 from ccreid_cli.engine.evaluation_set import EvaluationSet
-from ccreid_cli.engine.extraction import extract_features
+from ccreid_cli.engine.extraction import extract_by_camera, extract_features
 from ccreid_cli.engine.losses import EpochLosses, mean_loss
 from ccreid_cli.engine.metric_writers import MetricWriter, make_writers
 from ccreid_cli.engine.run_folder import RunFolder
@@ -39,7 +41,9 @@ from ccreid_cli.machine.host_memory import return_freed_memory
 from ccreid_cli.machine.signals import StopFlag, StopRequested
 from ccreid_cli.machine.stopwatch import synchronize
 from ccreid_cli.method.interface import Method
+from ccreid_cli.models.batch_norm import count_statistics
 from ccreid_cli.models.reid_net import ReidNet
+from ccreid_cli.pseudo_labels.cameras import num_known
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, agreement, label_quality
 from ccreid_cli.pseudo_labels.constraints import find_constraints
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
@@ -94,6 +98,12 @@ class Trainer:
         if self._constraints:
             reporter.message(self._constraints.in_words())
         self._known_camera_ids = dataset.train.known_camera_ids()
+        self._extract = partial(extract_features, model, store)
+        self._label_settings = ClusterSettings.of(config)
+        cameras = self._known_camera_ids
+        if config.camera_batch_norm and num_known(cameras) > 1 and count_statistics(model):
+            self._extract = partial(extract_by_camera, model, store, cameras)
+            self._label_settings = replace(self._label_settings, camera_norm=False)  # it would be done twice
         self._edges = edges_of(store, group) if config.background_norm else None
         self._learning_rate = learning_rate(config)
         self._stop = SharedStop(stop, group, config.print_freq)
@@ -168,19 +178,16 @@ class Trainer:
         self._stop.check()
         state.line = {"epoch": state.epoch, "seconds": {}}
         with self._timed("extract"):
-            features = extract_features(
-                self.model,
-                self.store,
+            features = self._extract(
                 device=self.group.device,
                 precision=config.precision,
                 group=self.group,
-                description="extract",
                 reporter=self.reporter,
                 check_stop=self._stop.check_alone,
             )
         found = pseudo_labels(
             features.own,
-            ClusterSettings.of(config),
+            self._label_settings,
             total=features.total,
             camera_ids=self._known_camera_ids,
             edges=self._edges,

@@ -37,19 +37,24 @@ class SplitRows:
         self._group = group if group and total is not None else Group(device=own.device)
 
     @classmethod
-    def collected(cls, rows: Tensor, start: int, total: int, group: Group) -> SplitRows:
+    def collected(cls, rows: Tensor, numbers: Tensor, total: int, group: Group) -> SplitRows:
         """Split rows as `Group.bounds` does that are split otherwise.
 
         Args:
-            rows: Consecutive rows that this process has, (n, D), after those of the processes before it.
-            start: Number of the first.
+            rows: Those that this process has, (n, D).
+            numbers: Which of all rows they are, (n,) int64, ascending, on the same device; each is in one process.
             total: N.
             group: The processes.
         """
-        bounds = [group.bounds(total, rank) for rank in range(group.world)]
-        going = [max(0, min(stop, start + len(rows)) - max(first, start)) for first, stop in bounds]
+        start, stop = group.bounds(total)
+        ends = torch.tensor([group.bounds(total, rank)[1] for rank in range(group.world)], device=rows.device)
+        going = torch.bincount(torch.searchsorted(ends, numbers, right=True), minlength=group.world).tolist()
         coming = going if group.world == 1 else exchange_counts(group, going)
-        return cls(group.exchange_rows(rows, going, coming), total, group)
+        places = group.exchange_rows(numbers, going, coming) - start
+        own = group.exchange_rows(rows, going, coming)
+        if not torch.equal(places, torch.arange(stop - start, device=rows.device)):
+            own = torch.empty_like(own).index_copy_(0, places, own)
+        return cls(own, total, group)
 
     def with_own(self, own: Tensor) -> SplitRows:
         """Return other rows, split as these are."""

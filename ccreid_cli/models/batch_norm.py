@@ -9,7 +9,8 @@ own normalises a GPU's whole share, or with SyncBatchNorm the whole batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -203,3 +204,61 @@ def chunk_batch_norms(module: nn.Module, samples_per_bn: int) -> None:
             setattr(module, name, _chunked(child, samples_per_bn))
         else:
             chunk_batch_norms(child, samples_per_bn)
+
+
+def _with_running_statistics(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    norms = (part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
+    return [norm for norm in norms if norm.track_running_stats]
+
+
+def count_statistics(module: nn.Module) -> int:
+    """Return how many means and variances the batch norms of a network keep; 0 where it has none."""
+    return sum(2 * norm.num_features for norm in _with_running_statistics(module))
+
+
+@contextmanager
+def with_statistics(module: nn.Module, statistics: Tensor) -> Iterator[None]:
+    """Let the batch norms of a network use other running statistics for a while.
+
+    Args:
+        module: The network.
+        statistics: (S,) the means and variances of its batch norms, as `batch_statistics` gives them.
+    """
+    norms = _with_running_statistics(module)
+    kept = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
+    parts = iter(torch.split(statistics, [size for norm in norms for size in (norm.num_features,) * 2]))
+    try:
+        for norm in norms:
+            norm.running_mean, norm.running_var = next(parts).clone(), next(parts).clone()
+            norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=statistics.device)
+        yield
+    finally:
+        for norm, (mean, variance, count) in zip(norms, kept, strict=True):
+            norm.running_mean, norm.running_var, norm.num_batches_tracked = mean, variance, count
+
+
+@torch.no_grad()
+def batch_statistics(module: nn.Module, compute: Callable[[], Any]) -> Tensor:
+    """Return the means and variances that the batch norms of a network find in a batch; the network stays as it is.
+
+    Args:
+        module: The network, in evaluation mode.
+        compute: Puts a batch through it. Each batch norm normalises it by its own statistics, as in training.
+
+    Returns:
+        (S,) float32: mean and unbiased variance of each batch norm, one after another.
+    """
+    norms = _with_running_statistics(module)
+    momenta = [norm.momentum for norm in norms]
+    with with_statistics(module, torch.zeros(count_statistics(module), device=next(module.parameters()).device)):
+        try:
+            for norm in norms:
+                norm.momentum = 1.0
+                norm.train()
+            compute()
+            values = (value for norm in norms for value in (norm.running_mean, norm.running_var))
+            return torch.cat([value for value in values if value is not None])
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                norm.eval()

@@ -134,6 +134,7 @@ def test_a_stopped_run_goes_on(kind: str, tiny_data: Path, tmp_path: Path, undis
         {"deterministic": True, "dropout": 0.5},
         {"cluster": "infomap", "eps": 0.5},
         {"background_norm": True, "colour_jitter": 1.0},
+        {"camera_batch_norm": True},
     ],
 )
 def test_other_ways_of_training(kind: str, changes: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:

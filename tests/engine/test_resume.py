@@ -63,8 +63,8 @@ def test_stopped_after_any_step(step: int, tiny_data: Path, tmp_path: Path, undi
         {"optimizer": "sgd", "lr": 0.01, "warmup": 2, "milestones": "1"},
         {"optimizer": "adamw", "warmup": 1},
         {"method": "camera-contrast", "camera_norm": True, "drop_single_camera": True},
+        {"camera_batch_norm": True, "weight_averaging": 0.5},
         {"background_norm": True, "use_cameras": False, "colour_jitter": 1.0},
-        {"weight_averaging": 0.5},
     ],
 )
 def test_stopped_with_other_methods(changes: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:

@@ -71,8 +71,9 @@ def test_deterministic_steps_are_the_same_bits_for_any_number_of_processes(tmp_p
 @pytest.mark.parametrize(
     "terms",
     [
-        {"method": "camera-contrast", "camera_norm": True, "drop_single_camera": True},
+        {"method": "camera-contrast", "camera_norm": True, "camera_batch_norm": True, "drop_single_camera": True},
         {"background_norm": True, "colour_jitter": 1.0, "shard_images": True, "weight_averaging": 0.5},
+        {"camera_batch_norm": True, "shard_images": True},
     ],
 )
 def test_terms_are_the_same_bits_in_several_processes(terms: dict[str, Any], tiny_data: Path, tmp_path: Path) -> None:

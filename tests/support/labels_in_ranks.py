@@ -44,8 +44,11 @@ def columns_of(count: int, width: int, cuts: list[int]) -> list[torch.Tensor]:
     whole = torch.randn(count, width, generator=torch.Generator().manual_seed(count))
     with process_group(torch.device("cpu"), 60) as group:
         ends = [0, *cuts, count]
-        start = ends[group.rank]
-        rows = SplitRows.collected(whole[start : ends[group.rank + 1]], start, count, group)
+        mine = torch.arange(ends[group.rank], ends[group.rank + 1])
+        rows = SplitRows.collected(whole[mine], mine, count, group)
+        assert torch.equal(rows.own, whole[slice(*group.bounds(count))])
+        mine = torch.arange(group.rank, count, group.world)
+        rows = SplitRows.collected(whole[mine], mine, count, group)
         assert torch.equal(rows.own, whole[slice(*group.bounds(count))])
         sums = rows.by_columns(lambda columns: columns.cumsum(dim=0))
         third = -(-count // 3)
