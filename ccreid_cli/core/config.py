@@ -149,7 +149,8 @@ class TrainConfig:
     camera_batch_norm: Annotated[
         bool,
         Setting(
-            "For clustering, batch norms take the statistics of each image's camera; --camera-norm is left out then.",
+            "Compute the features for labels and first centroids with batch-norm statistics of each image's camera; "
+            "replaces --camera-norm.",
             LABELS,
         ),
     ] = False

@@ -29,9 +29,17 @@ def check_clusters(found: PseudoLabels, epoch: int, config: TrainConfig, reporte
         )
 
 
-def check_cameras(dataset: ReidDataset, config: TrainConfig, reporter: Reporter) -> None:
-    """Say which settings do nothing because fewer than two cameras are known."""
+def takes_camera_statistics(model: ReidNet, dataset: ReidDataset, config: TrainConfig) -> bool:
+    """Return whether features to cluster take the batch-norm statistics of each image's camera."""
+    return config.camera_batch_norm and dataset.train.num_cameras > 1 and count_statistics(model.backbone) > 0
+
+
+def check_cameras(model: ReidNet, dataset: ReidDataset, config: TrainConfig, reporter: Reporter) -> None:
+    """Say which settings do nothing because fewer than two cameras are known, or there are no batch norms."""
     if dataset.train.num_cameras > 1:
+        if config.camera_batch_norm and not takes_camera_statistics(model, dataset, config):
+            instead = "only --camera-norm is done" if config.camera_norm else "use --camera-norm instead"
+            reporter.warning(f"{config.arch} has no batch norms: --camera-batch-norm does nothing, {instead}.")
         return
     names = ("camera_norm", "camera_batch_norm", "drop_single_camera")
     used = [settings()[name].option for name in names if getattr(config, name)]
@@ -42,13 +50,6 @@ def check_cameras(dataset: ReidDataset, config: TrainConfig, reporter: Reporter)
         reporter.warning(
             f"the training images of {dataset.name} {what}: what uses cameras does nothing ({', '.join(used)})."
         )
-
-
-def check_batch_norms(model: ReidNet, config: TrainConfig, reporter: Reporter) -> None:
-    """Say that a network without batch norms has no statistics for each camera."""
-    if config.camera_batch_norm and not count_statistics(model):
-        instead = "only --camera-norm is done" if config.camera_norm else "--camera-norm is for it"
-        reporter.warning(f"{config.arch} has no batch norms: --camera-batch-norm does nothing, {instead}.")
 
 
 def _nothing_to_tell_apart(found: PseudoLabels, epoch: int, config: TrainConfig) -> DataError:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -25,8 +27,10 @@ from ccreid_cli.models.fused import fuse, is_fusible
 from ccreid_cli.models.reid_net import ReidNet
 from ccreid_cli.pseudo_labels.cameras import LEAST_IMAGES
 
-_STATISTICS_IMAGES, _STATISTICS_BATCH = 512, 64
-"""How many images of a camera the statistics are taken from, and at most at once: as many as in training."""
+_STATISTICS_IMAGES = 512
+"""Of a camera with more, its batch-norm statistics are taken from so many."""
+_STATISTICS_BATCH = 64
+"""The most images that are normalised together for them."""
 _IMAGES_MAPPED = 4096
 """After so many images their memory-mapped pages are released: a whole test set's would be most of the memory used."""
 
@@ -92,8 +96,10 @@ def extract_features(
     group = group or Group()
     size = checked_batch_size(batch_size, device)
     numbers = torch.arange(*_share(store, size, group))
-    work = Extraction(store, numbers, model.embedding_dim, device, precision, size, group, reporter or SilentReporter())
-    with in_evaluation(model), work.counted(description, check_stop):
+    work = _Extraction(
+        store, numbers, model.embedding_dim, device, precision, size, group, reporter or SilentReporter()
+    )
+    with _evaluating(model), work.counted(description, check_stop):
         work.compute(network or prepared(model, device, precision), numbers)
     return work.features()
 
@@ -131,12 +137,14 @@ def extract_by_camera(
         (N, D) float32 unit rows.
 
     Raises:
-        DeviceError: Not even one image fits into the device's memory.
+        DeviceError: The 64 images of a camera's statistics, or a single image later, do not fit into memory.
     """
     group, reporter = group or Group(), reporter or SilentReporter()
     parts = _parts_by_camera(camera_ids)
-    with in_evaluation(model):
-        statistics = _mean_statistics(model, store, [part.sample for part in parts], device, precision, group)
+    with _evaluating(model):
+        samples = [part.sample for part in parts]
+        with reporter.task("camera statistics", sum(map(len, samples)), "img") as task:
+            statistics = _mean_statistics(model, store, samples, device, precision, group, task, check_stop)
         size = default_batch_size(device)
         batches = [(place, batch) for place, part in enumerate(parts) for batch in torch.split(part.numbers, size)]
         if isinstance(store, ShardedStore):
@@ -145,12 +153,12 @@ def extract_by_camera(
         else:
             batches = batches[slice(*group.bounds(len(batches)))]
         numbers = torch.cat([torch.empty(0, dtype=torch.int64), *(batch for _, batch in batches)]).sort()[0]
-        work = Extraction(store, numbers, model.embedding_dim, device, precision, size, group, reporter)
+        work = _Extraction(store, numbers, model.embedding_dim, device, precision, size, group, reporter)
         with work.counted("extract", check_stop):
-            for place in sorted({place for place, _ in batches}):
+            for place, those in groupby(batches, itemgetter(0)):
                 with with_statistics(model, statistics[place]):
                     network = prepared(model, device, precision)
-                    for batch in (batch for other, batch in batches if other == place):
+                    for _, batch in those:
                         work.compute(network, batch)
     return work.features()
 
@@ -190,6 +198,8 @@ def _mean_statistics(
     device: torch.device,
     precision: str,
     group: Group,
+    task: Task,
+    check_stop: Callable[[], None] | None,
 ) -> torch.Tensor:
     """Return the batch-norm statistics of each sample of images, (samples, S): means over its batches.
 
@@ -200,6 +210,8 @@ def _mean_statistics(
     batches = [sample[first::cut] for sample, cut in zip(samples, cuts, strict=True) for first in range(cut)]
     own = [torch.empty((0, count_statistics(model)), device=device)]
     for first in range(0, len(batches), group.world):
+        if check_stop:
+            check_stop()
         turn = batches[first : first + group.world]
         images: ImageSource = store
         if isinstance(store, ShardedStore):
@@ -207,6 +219,8 @@ def _mean_statistics(
             images = store.exchange(torch.cat(turn).numpy(), sizes)
         if group.rank < len(turn):
             own.append(_statistics_of(model, images, turn[group.rank], device, precision)[None])
+        store.release_pages()
+        task.advance(sum(map(len, turn)))
     order = [place for rank in range(group.world) for place in range(rank, len(batches), group.world)]
     rows = group.gather_rows(torch.cat(own))[torch.tensor(order).argsort().to(device)]
     return torch.stack([part.mean(dim=0) for part in torch.split(rows, cuts)])
@@ -215,13 +229,22 @@ def _mean_statistics(
 def _statistics_of(
     model: ReidNet, images: ImageSource, numbers: torch.Tensor, device: torch.device, precision: str
 ) -> torch.Tensor:
-    batch = normalize(images.gather(numbers, device))
-    with autocast(device, precision):
-        return batch_statistics(model, lambda: model(batch))
+    def compute() -> torch.Tensor:
+        batch = normalize(images.gather(numbers, device))
+        with autocast(device, precision):
+            return batch_statistics(model, lambda: model(batch))
+
+    found = unless_out_of_memory(compute)
+    if found is None:
+        raise DeviceError(
+            f"{len(numbers)} images at once, for the statistics of a camera, do not fit into the memory of {device}.",
+            "Use --precision bf16, a smaller --height and --width, or leave --camera-batch-norm out.",
+        )
+    return found
 
 
 @contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """Leave training mode for a while."""
     was_training = model.training
     model.eval()
@@ -231,7 +254,7 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-class Extraction:
+class _Extraction:
     """The features of the images that one process computes, as they are computed.
 
     Args:

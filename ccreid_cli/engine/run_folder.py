@@ -229,11 +229,10 @@ def find_run(name: str, logs_dir: Path) -> RunFolder:
             f"{name} is a file outside of any run.",
             "To start a new run from its weights use `ccreid train --init-from`.",
         )
-    if Path(name).suffix in (".pt", ".pth"):
-        raise DataError(f"there is no file {name}, nor a run of that name in {logs_dir}.", "See `ccreid runs list`.")
     guess = did_you_mean(name, [run.path.name for run in list_runs(logs_dir)])
     end = f"; {guess}" if guess else "."
-    raise DataError(f'there is no run "{name}" in {logs_dir}{end}', "See `ccreid runs list`.")
+    file = f"no file {name} and " if name.endswith((".pt", ".pth", ".pth.tar", ".safetensors")) else ""
+    raise DataError(f'there is {file}no run "{name}" in {logs_dir}{end}', "See `ccreid runs list`.")
 
 
 def list_runs(logs_dir: Path) -> list[RunFolder]:

@@ -21,7 +21,7 @@ from ccreid_cli.data.reading import load_dataset
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.adopting import adopt_weights_file, spec_of
 from ccreid_cli.engine.checkpoint import config_of
-from ccreid_cli.engine.cluster_checks import check_batch_norms, check_cameras
+from ccreid_cli.engine.cluster_checks import check_cameras
 from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.engine.metric_writers import require_writers
 from ccreid_cli.engine.micro_batches import share_chunks
@@ -309,8 +309,7 @@ def _carry_through(
     content: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Open the images, then train to the end; from here on a signal means: save, then stop."""
-    check_cameras(dataset, config, session.reporter)
-    check_batch_norms(model, config, session.reporter)
+    check_cameras(model, dataset, config, session.reporter)
     sharded = session.group.broadcast(is_sharded(config.shard_images))
     images = image_settings(
         config.height, config.width, config.workers, config.data_dir, resize=config.resize, sharded=sharded

@@ -23,7 +23,7 @@ from ccreid_cli.core.reporter import Reporter, Task
 from ccreid_cli.core.side_tasks import side_task
 from ccreid_cli.data.splits import ReidDataset
 from ccreid_cli.engine.batches import EpochBatches
-from ccreid_cli.engine.cluster_checks import check_clusters
+from ccreid_cli.engine.cluster_checks import check_clusters, takes_camera_statistics
 from ccreid_cli.engine.evaluation_set import EvaluationSet
 from ccreid_cli.engine.extraction import extract_by_camera, extract_features
 from ccreid_cli.engine.losses import EpochLosses, mean_loss
@@ -41,9 +41,7 @@ from ccreid_cli.machine.host_memory import return_freed_memory
 from ccreid_cli.machine.signals import StopFlag, StopRequested
 from ccreid_cli.machine.stopwatch import synchronize
 from ccreid_cli.method.interface import Method
-from ccreid_cli.models.batch_norm import count_statistics
 from ccreid_cli.models.reid_net import ReidNet
-from ccreid_cli.pseudo_labels.cameras import num_known
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings, agreement, label_quality
 from ccreid_cli.pseudo_labels.constraints import find_constraints
 from ccreid_cli.pseudo_labels.pipeline import pseudo_labels
@@ -100,9 +98,8 @@ class Trainer:
         self._known_camera_ids = dataset.train.known_camera_ids()
         self._extract = partial(extract_features, model, store)
         self._label_settings = ClusterSettings.of(config)
-        cameras = self._known_camera_ids
-        if config.camera_batch_norm and num_known(cameras) > 1 and count_statistics(model):
-            self._extract = partial(extract_by_camera, model, store, cameras)
+        if takes_camera_statistics(model, dataset, config):
+            self._extract = partial(extract_by_camera, model, store, self._known_camera_ids)
             self._label_settings = replace(self._label_settings, camera_norm=False)  # it would be done twice
         self._edges = edges_of(store, group) if config.background_norm else None
         self._learning_rate = learning_rate(config)

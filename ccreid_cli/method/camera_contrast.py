@@ -44,7 +44,7 @@ class CameraContrast(ClusterContrast):
         self._proxies: CameraProxies | None = None
 
     def begin_epoch(self, epoch: int, features: SplitRows, labels: Tensor, camera_ids: Tensor) -> None:
-        """Start both memories from the clusters."""
+        """Start centroids and proxies from the clusters."""
         super().begin_epoch(epoch, features, labels, camera_ids)
         self._proxies = None
         if self.config.proxy_weight > 0 and len(torch.unique(camera_ids)) > 1:

@@ -9,6 +9,7 @@ own normalises a GPU's whole share, or with SyncBatchNorm the whole batch.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -243,18 +244,21 @@ def batch_statistics(module: nn.Module, compute: Callable[[], Any]) -> Tensor:
 
     Args:
         module: The network, in evaluation mode.
-        compute: Puts a batch through it. Each batch norm normalises it by its own statistics, as in training.
+        compute: Puts a batch through it. Each batch norm normalises the whole of it by its own statistics.
 
     Returns:
         (S,) float32: mean and unbiased variance of each batch norm, one after another.
     """
     norms = _with_running_statistics(module)
     momenta = [norm.momentum for norm in norms]
+    chunked = {norm: norm.samples_per_bn for norm in norms if isinstance(norm, _ChunkedBatchNorm)}
     with with_statistics(module, torch.zeros(count_statistics(module), device=next(module.parameters()).device)):
         try:
             for norm in norms:
                 norm.momentum = 1.0
                 norm.train()
+            for norm in chunked:
+                norm.samples_per_bn = sys.maxsize
             compute()
             values = (value for norm in norms for value in (norm.running_mean, norm.running_var))
             return torch.cat([value for value in values if value is not None])
@@ -262,3 +266,5 @@ def batch_statistics(module: nn.Module, compute: Callable[[], Any]) -> Tensor:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
                 norm.eval()
+            for norm, samples in chunked.items():
+                norm.samples_per_bn = samples

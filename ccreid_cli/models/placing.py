@@ -34,10 +34,13 @@ def prepare_training(model: ReidNet, *, freeze_patch_embed: bool, grad_checkpoin
     if freeze_patch_embed:
         if patches is None:
             raise UsageError(f"--freeze-patch-embed: {arch} has no layer that makes patches into tokens.", _LEAVE_OUT)
+        if any(isinstance(module, _BatchNorm) for module in patches.modules()):
+            raise UsageError(f"--freeze-patch-embed: in {arch} it holds batch norms, which cannot stay.", _LEAVE_OUT)
         patches.requires_grad_(False)
     if grad_checkpointing:
-        # A second pass would move the running statistics twice.
-        if any(isinstance(module, _BatchNorm) for module in model.backbone.modules()):
+        # A second pass would move the running statistics twice; what makes patches is computed once.
+        once = set(patches.modules()) if patches else set()
+        if any(isinstance(module, _BatchNorm) for module in model.backbone.modules() if module not in once):
             raise UsageError(f"--grad-checkpointing: {arch} has batch norms.", "It is for transformers. " + _LEAVE_OUT)
         if not model.backbone.checkpoint_gradients():
             raise UsageError(f"--grad-checkpointing: {arch} cannot do that.", _LEAVE_OUT)

@@ -17,6 +17,10 @@ from ccreid_cli.machine.without_tensors import without_tensors
 
 STEM = "+ics"
 """What follows the name of a network with convolutions before its patches: see `timm_networks.StemmedPatches`."""
+STEM_TENSORS = "patch_embed.conv."
+"""How the names of the tensors of these convolutions begin in files."""
+STEM_STRIDE = 2
+"""They make the image smaller by this factor."""
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import CheckpointError, UsageError
 from ccreid_cli.models.backbones import Backbone, InstanceBatchNorm, Tokens
 from ccreid_cli.models.batch_norm import ChunkedBatchNorm2d
-from ccreid_cli.models.timm_catalog import STEM, about_network, create
+from ccreid_cli.models.timm_catalog import STEM, STEM_STRIDE, STEM_TENSORS, about_network, create
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What images are normalised by before they come here: see `images.augment`."""
 _POSITIONS = "pos_embed"
-_STEM_CHANNELS, _STEM_STRIDE = 64, 2
-_STEM_HERE, _STEM_RELEASED = "patch_embed.proj.conv.", "patch_embed.conv."
-"""How the tensors of the stem are named inside the network, and in its release and state dicts."""
+_STEM_CHANNELS = 64
+_STEM_INSIDE = "patch_embed.proj.conv."
+"""How the names of its tensors begin inside the network; state dicts have those of the release."""
 
 
 class _BatchNormAct(ChunkedBatchNorm2d):
@@ -63,12 +63,12 @@ class StemmedPatches(nn.Conv2d):
     """
 
     def __init__(self, plain: nn.Conv2d) -> None:
-        height, width = (size // _STEM_STRIDE for size in plain.kernel_size)
+        height, width = (size // STEM_STRIDE for size in plain.kernel_size)
         super().__init__(_STEM_CHANNELS, plain.out_channels, (height, width), stride=(height, width))
         layers: list[nn.Module] = []
         for norm in (InstanceBatchNorm, InstanceBatchNorm, nn.BatchNorm2d):
             first = not layers
-            inputs, size, stride = (plain.in_channels, 7, _STEM_STRIDE) if first else (_STEM_CHANNELS, 3, 1)
+            inputs, size, stride = (plain.in_channels, 7, STEM_STRIDE) if first else (_STEM_CHANNELS, 3, 1)
             conv = nn.Conv2d(inputs, _STEM_CHANNELS, size, stride=stride, padding=size // 2, bias=False)
             layers += [conv, norm(_STEM_CHANNELS), nn.ReLU(inplace=True)]
         self.conv = nn.Sequential(*layers)
@@ -98,7 +98,7 @@ class TimmBackbone(Backbone):
     def __init__(self, name: str, height: int = 0, width: int = 0, drop_path: float = 0.0) -> None:
         about = about_network(name, height, width)
         super().__init__(about.num_channels)
-        self.name, self.about = name, about
+        self.name, self.about, self.has_stem = name, about, name.endswith(STEM)
         self.has_class_token = self.about.has_class_token
         self.net: Any = self._created(drop_path)
         for part in self.about.unused:
@@ -116,9 +116,9 @@ class TimmBackbone(Backbone):
             net = create(self.name, {**self.about.options, **({"drop_path_rate": drop_path} if drop_path else {})})
         except TypeError as error:
             raise UsageError(f"timm:{self.name} takes no --drop-path ({error}).", "Leave it out.") from error
-        if self.name.endswith(STEM):
+        if self.has_stem:
             patches = getattr(getattr(net, "patch_embed", None), "proj", None)
-            if not isinstance(patches, nn.Conv2d) or any(size % _STEM_STRIDE for size in patches.kernel_size):
+            if not isinstance(patches, nn.Conv2d) or any(size % STEM_STRIDE for size in patches.kernel_size):
                 raise UsageError(f"timm:{self.name}: {STEM} is for transformers with patches of an even size.")
             net.patch_embed.proj = StemmedPatches(patches)
         return net
@@ -212,13 +212,13 @@ def grid_of(num_patches: int) -> tuple[int, int]:
 
 def _take_net_away(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     _rename(state, f"{prefix}net.", prefix)
-    if str(module.name).endswith(STEM):
-        _rename(state, prefix + _STEM_HERE, prefix + _STEM_RELEASED)
+    if module.has_stem:
+        _rename(state, prefix + _STEM_INSIDE, prefix + STEM_TENSORS)
 
 
 def _put_net_before(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    if str(module.name).endswith(STEM):
-        _rename(state, prefix + _STEM_RELEASED, prefix + _STEM_HERE)
+    if module.has_stem:
+        _rename(state, prefix + STEM_TENSORS, prefix + _STEM_INSIDE)
     _rename(state, prefix, f"{prefix}net.")
 
 

@@ -8,7 +8,6 @@ from ccreid_cli.core.components import require
 from ccreid_cli.core.errors import NetworkError, UsageError
 from ccreid_cli.core.reporter import Reporter
 from ccreid_cli.models.fitting import load_exactly
-from ccreid_cli.models.timm_catalog import STEM
 from ccreid_cli.models.timm_networks import TimmBackbone
 from ccreid_cli.models.weight_files import load_projection
 
@@ -32,7 +31,7 @@ def _released_state(backbone: TimmBackbone, reporter: Reporter) -> dict[str, Ten
     """Return the weights of a network, heads and all."""
     name = backbone.name
     timm = require("timm", "timm")
-    if name.endswith(STEM) or not timm.models.is_model_pretrained(name.partition(".")[0]):
+    if backbone.has_stem or not timm.models.is_model_pretrained(name.partition(".")[0]):
         raise UsageError(f"timm has no released weights for {name}.", "Give a file with --weights, or --weights none.")
     reporter.message(f"weights of timm:{name}, from timm's cache or, once, from where timm has them.")
     try:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ccreid_cli.core.components import require
 from ccreid_cli.models.key_maps import rename_start
-from ccreid_cli.models.timm_catalog import STEM
+from ccreid_cli.models.timm_catalog import STEM, STEM_STRIDE, STEM_TENSORS
 
 _SIZES = {
     (192, 12): "tiny",
@@ -110,8 +110,8 @@ def transformer_arch(state: Mapping[str, Tensor], program: str = "") -> str | No
         return None
     blocks = {key.split("blocks.")[1].split(".")[0] for key in state if "blocks." in key}
     size = _SIZES.get((len(first), len(blocks)))
-    stem = STEM if "patch_embed.conv.0.weight" in state else ""
-    patch = first.shape[2] * (2 if stem else 1)  # the stem has halved the image
+    stem = STEM if f"{STEM_TENSORS}0.weight" in state else ""
+    patch = first.shape[2] * (STEM_STRIDE if stem else 1)
     name = _name_in_timm(f"vit_{size}_patch{patch}", state, program) if size else None
     return name and name + stem
 

@@ -72,6 +72,10 @@ def test_runs_are_listed_and_found(run: RunFolder, tmp_path: Path) -> None:
     assert [found.path for found in list_runs(logs)] == [run.path]
     assert list_runs(tmp_path / "missing") == []
     assert find_run("a run", logs) == run
+    with pytest.raises(
+        DataError, match=r"there is no file model_best\.pth\.tar and no run \"model_best\.pth\.tar\" in"
+    ):
+        find_run("model_best.pth.tar", logs)
     with pytest.raises(DataError, match="not the folder of a run"):
         find_run(str(logs / "not a run"), logs)
 

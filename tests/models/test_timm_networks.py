@@ -131,6 +131,13 @@ def test_what_is_for_transformers_is_refused_elsewhere(what: str, arch: str) -> 
         prepare_training(_net(arch, "avg"), **chosen)
 
 
+def test_a_stem_with_batch_norms_is_computed_once_and_cannot_be_frozen() -> None:
+    arch = "timm:test_vit+ics"
+    prepare_training(_net(arch), freeze_patch_embed=False, grad_checkpointing=True)
+    with pytest.raises(UsageError, match=r"--freeze-patch-embed: in timm:test_vit\+ics it holds batch norms"):
+        prepare_training(_net(arch), freeze_patch_embed=True, grad_checkpointing=False)
+
+
 @torch.no_grad()
 def test_the_pooled_feature_stays_beside_the_embedding() -> None:
     net = _net(num_features=10, with_pooled=True).eval()

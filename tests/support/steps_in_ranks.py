@@ -9,11 +9,13 @@ import numpy as np
 import third_clusterer
 import tiny
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DataError
 from ccreid_cli.core.reporter import Reporter, SilentReporter
+from ccreid_cli.engine import extraction
 from ccreid_cli.engine.step import TrainStep, make_optimizer
 from ccreid_cli.images.augment import draw_augmentation
 from ccreid_cli.images.sharded_store import ShardedStore
@@ -99,6 +101,20 @@ def share_of(images: np.ndarray[Any, np.dtype[np.uint8]], group: Group) -> Shard
     """Return a store of the images of which this process holds its share, and nothing else."""
     start, stop = group.bounds(len(images))
     return ShardedStore(ImageStore(images[start:stop].copy()), len(images), group)
+
+
+def extract_by_camera(
+    state: dict[str, Tensor], images: NDArray[np.uint8], cameras: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """Return the features of all images where every process has all of them, and where each has its share."""
+    model = ReidNet(ModelSpec("tiny"))
+    model.load_state_dict(state)
+    with process_group(CPU, 60) as group:
+        stores = (ImageStore(images), share_of(images, group))
+        whole, shared = (
+            extraction.extract_by_camera(model, store, cameras, device=CPU, group=group).gathered() for store in stores
+        )
+        return whole, shared
 
 
 def train_in_group(options: dict[str, Any], steps: int = 1) -> dict[str, Any]:
