@@ -35,7 +35,8 @@ def prepare_training(model: ReidNet, *, freeze_patch_embed: bool, grad_checkpoin
         if patches is None:
             raise UsageError(f"--freeze-patch-embed: {arch} has no layer that makes patches into tokens.", _LEAVE_OUT)
         if any(isinstance(module, _BatchNorm) for module in patches.modules()):
-            raise UsageError(f"--freeze-patch-embed: in {arch} it holds batch norms, which cannot stay.", _LEAVE_OUT)
+            what = f"the layer of {arch} that makes patches into tokens has batch norms"
+            raise UsageError(f"--freeze-patch-embed: {what}, which training would change all the same.", _LEAVE_OUT)
         patches.requires_grad_(False)
     if grad_checkpointing:
         # A second pass would move the running statistics twice; what makes patches is computed once.
