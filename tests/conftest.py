@@ -18,6 +18,9 @@ import pytest
 
 gc.disable()  # while test files import what they need: a fifth of the time of that is the collector's
 os.environ.setdefault("MPLBACKEND", "Agg")
+HAS_GPU = os.environ.get("CCREID_TEST_GPU") == "1"
+if not HAS_GPU:  # the same tests on every machine; and a process that has used CUDA cannot be forked
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, more threads than one only wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.fsync = lambda descriptor: None  # no test pulls the plug, and each tiny run waits for the disk forty times
@@ -77,12 +80,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the long tests out unless they are asked for: ``CCREID_LONG=1 pytest -m long``."""
-    if os.environ.get("CCREID_LONG") == "1":
-        return
+    """Leave out what is to be asked for: ``CCREID_LONG=1 pytest -m long``, ``CCREID_TEST_GPU=1 pytest -m gpu``."""
     for item in items:
-        if item.get_closest_marker("long"):
+        if item.get_closest_marker("long") and os.environ.get("CCREID_LONG") != "1":
             item.add_marker(pytest.mark.skip(reason="takes minutes; CCREID_LONG=1 runs it"))
+        if item.get_closest_marker("gpu") and not HAS_GPU:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; CCREID_TEST_GPU=1 lets it be used"))
 
 
 @pytest.fixture(scope="session")

@@ -314,11 +314,12 @@ class _Extraction:
             if self._check_stop:
                 self._check_stop()
             batch = numbers[first : first + self._size]
-            features = unless_out_of_memory(partial(self._features_of, network, batch))
+            images = self._filled(batch)
+            features = unless_out_of_memory(partial(self._features_of, network, images))
             if features is None:
-                self._size = _smaller(len(batch), self._device, self._reporter)
+                self._size = _smaller(len(images), self._device, self._reporter)
                 continue
-            self._put(batch, features)
+            self._put(batch, features[: len(batch)])
             if self._task:
                 self._task.advance(len(batch))
             self._mapped += len(batch)
@@ -326,6 +327,16 @@ class _Extraction:
                 self._store.release_pages()
                 self._mapped = 0
             first += len(batch)
+
+    def _filled(self, batch: torch.Tensor) -> torch.Tensor:
+        """Repeat the last image of a batch that is not full, where cuDNN would time its algorithms anew for its size.
+
+        That takes seconds, and an epoch has a last batch of every camera; the images of a batch take milliseconds.
+        """
+        is_timed = self._device.type == "cuda" and torch.backends.cudnn.benchmark
+        if not is_timed or len(self._numbers) < self._size:
+            return batch
+        return torch.cat([batch, batch[-1:].expand(self._size - len(batch))])
 
     def _put(self, numbers: torch.Tensor, features: torch.Tensor) -> None:
         places = torch.searchsorted(self._numbers, numbers)

@@ -37,6 +37,11 @@ def lost(rank: int, world: int) -> DeviceError:
 
 def lost_others(error: RuntimeError, rank: int, world: int) -> DeviceError:
     """Return the error of `rank`, whose connections broke."""
+    if "Duplicate GPU" in str(error):
+        return DeviceError(
+            "two of the processes use the same GPU, and NCCL connects only processes that have one each.",
+            "Start as many processes on a machine as it has GPUs, or use --device cpu.",
+        )
     return DeviceError(
         f"process {rank} of {world} lost the others: {str(error).splitlines()[0]}",
         f"Another process was killed, or did not answer within the time-out. {_GO_ON}",

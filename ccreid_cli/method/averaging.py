@@ -5,11 +5,13 @@ As the teacher of Tarvainen and Valpola (arXiv 1703.01780), but nothing is learn
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from itertools import chain
+from typing import Any
 
+import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method.batch import Batch
@@ -28,13 +30,14 @@ class WeightAveraging:
 
     def __init__(self, method: Method, model: ReidNet, decay: float) -> None:
         self._method = method
-
-        def moved(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-            return mean.lerp(value, 1 - decay) if mean.is_floating_point() else value
-
-        self._mean = AveragedModel(model, avg_fn=moved, use_buffers=True)
-        self._mean.requires_grad_(requires_grad=False)
-        self._model = model
+        self._mean = copy.deepcopy(model).requires_grad_(requires_grad=False)
+        self._new_share = 1 - decay
+        self._num_averaged = 0
+        # PyTorch's AveragedModel asks for its count on the device once for each of hundreds of tensors, and waits.
+        pairs = list(zip(_tensors(self._mean), _tensors(model), strict=True))
+        self._means = [mean for mean, _ in pairs if mean.is_floating_point()]
+        self._values = [value for mean, value in pairs if mean.is_floating_point()]
+        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     def begin_epoch(self, epoch: int, features: SplitRows, labels: Tensor, camera_ids: Tensor) -> None:
         """Let the method start from the labels."""
@@ -47,15 +50,20 @@ class WeightAveraging:
     def after_step(self, features: Tensor, batch: Batch) -> None:
         """Let the method take in the step, then move the mean towards the network; the first step's is the network."""
         self._method.after_step(features, batch)
-        self._mean.update_parameters(self._model)
+        share = self._new_share if self._num_averaged else 1.0
+        with torch.no_grad():
+            torch._foreach_lerp_(self._means, self._values, share)
+            for mean, value in self._counters:
+                mean.copy_(value)
+        self._num_averaged += 1
 
     def evaluated(self) -> ReidNet:
         """Return the network whose weights are the mean."""
-        return cast(ReidNet, self._mean.module)
+        return self._mean
 
     def state_dict(self) -> dict[str, Any]:
         """Return the method's state and how many steps there were; a checkpoint holds the evaluated network itself."""
-        return {"method": self._method.state_dict(), "num_averaged": int(self._mean.n_averaged)}
+        return {"method": self._method.state_dict(), "num_averaged": self._num_averaged}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.
@@ -64,4 +72,8 @@ class WeightAveraging:
             ValueError: It does not fit the method.
         """
         self._method.load_state_dict(state["method"])
-        self._mean.n_averaged.fill_(state["num_averaged"])
+        self._num_averaged = state["num_averaged"]
+
+
+def _tensors(model: ReidNet) -> list[Tensor]:
+    return [value.detach() for value in chain(model.parameters(), model.buffers())]

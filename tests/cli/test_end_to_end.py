@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,6 @@ def test_market_mini_learns_from_real_images(
     assert result["last"]["mAP"] > 0.085  # 0.073 where the steps change nothing, 0.094 now
 
 
-@pytest.mark.skipif(os.environ.get("CCREID_TEST_GPU") != "1", reason="set CCREID_TEST_GPU=1 on a machine with a GPU")
 @pytest.mark.gpu
 def test_the_toy_recipe_learns_on_a_gpu(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     result = ccreid(capfd, monkeypatch, "train", "-d", "toy", "--device", "cuda", "--name", "gpu")

@@ -102,14 +102,21 @@ def test_training_on_a_gpu(kind: str, tiny_data: Path, tmp_path: Path, undisturb
     assert torch.get_float32_matmul_precision() == "highest"  # the loss, the memory and distances: no TF32
 
 
+RECIPES: list[dict[str, Any]] = [
+    {},
+    {"method": "camera-contrast", "camera_batch_norm": True, "weight_averaging": 0.98},
+]
+
+
 @pytest.mark.parametrize("free", [pretended_gpu.FREE_BYTES, 1 << 16])
+@pytest.mark.parametrize("recipe", RECIPES, ids=["plain", "camera"])
 def test_a_step_never_waits_for_the_gpu(
-    free: int, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: dict[str, Any], free: int, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither with the images on the GPU nor, where it has no room for them, in pinned memory."""
     monkeypatch.setattr(pretended_gpu, "FREE_BYTES", free)
     with pretended() as gpu:
-        tiny.train(tiny_data, tmp_path, device="cuda", precision="auto", samples_per_bn=4, print_freq=50)
+        tiny.train(tiny_data, tmp_path, device="cuda", precision="auto", samples_per_bn=4, print_freq=50, **recipe)
     assert not waits_of_steps(gpu)
     waiting_loop = [wait for wait in gpu.waits if "_run_steps:" in wait]
     assert len(waiting_loop) <= 6 * tiny.EPOCHS  # what is sent and fetched once an epoch, and the loss shown at its end
@@ -195,6 +202,21 @@ def test_extraction_halves_a_batch_that_does_not_fit(kind: str, monkeypatch: pyt
         with pytest.raises(DeviceError, match="not even one image"):
             extract_features(model, fixed.store, device=gpu.device, batch_size=24)
         model.cpu()
+
+
+def test_a_batch_that_is_not_full_is_filled_where_cudnn_times_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed, sizes = steps_in_ranks.Fixed(), list[int]()
+    expected = extract_features(fixed.model, fixed.store, device=torch.device("cpu")).own
+    with pretended("cuda") as gpu:
+        model = fixed.model.to("cuda")
+        handle = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        for timed in (False, True):
+            monkeypatch.setattr(torch.backends.cudnn, "benchmark", timed)
+            found = extract_features(model, fixed.store, device=gpu.device, batch_size=24).own
+            torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+        handle.remove()
+        model.cpu()
+    assert sizes == [24, 24, 12, 24, 24, 24]
 
 
 def test_features_that_do_not_fit_stay_on_the_cpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,7 +265,6 @@ def test_histogram_counts_every_pair_once(crowd: dict[str, NDArray[np.float32]])
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_gives_the_same(crowd: dict[str, NDArray[np.float32]]) -> None:
     device = torch.device("cuda")
     on_gpu, on_cpu = evaluate_features(**crowd, device=device), evaluate_features(**crowd)

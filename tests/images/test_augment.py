@@ -159,7 +159,6 @@ def test_each_image_has_its_own_draw() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_the_same_pictures() -> None:
     images, plan = batch_of(16, 64, 32), plan_of(16, 64, 32)
     result = augment(images.cuda(), plan)

@@ -296,7 +296,6 @@ def test_stays_in_ram_when_the_device_has_too_little(paths: list[Path]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_batches_are_the_same_with_and_without_a_resident_store(paths: list[Path]) -> None:
     store: ImageStore = open_store(paths, 32, 16, cache_folder=None)
     device = torch.device("cuda", torch.cuda.current_device())

@@ -145,7 +145,6 @@ def test_centroids_of_no_cluster_of_numbers_with_gaps_or_of_another_length_are_r
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("use_hard", [False, True])
 def test_cuda_equals_cpu_wherever_the_targets_are(use_hard: bool, rng: np.random.Generator) -> None:
     centroids, features = torch.from_numpy(unit(rng.normal(size=(9, 32)))), torch.randn(64, 32)

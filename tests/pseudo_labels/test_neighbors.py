@@ -147,7 +147,6 @@ def test_farthest(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_finds_the_same(rng: np.random.Generator) -> None:
     rows = oracles.unit_rows(rng, 2000, 64, clusters=100)
     expected, found = k_nearest(rows, 30), k_nearest(rows, 30, device=torch.device("cuda"))
