@@ -170,8 +170,7 @@ def resume(
             _check_same_images(content, dataset)
         model = _build(config, session) if content is None else ReidNet(spec_of(config), config.samples_per_bn)
         place(_trainable(model, config), session.choice.device)
-        if content is None:
-            config = _settle(config, model, session)
+        config = _settle(config, model, session)
         session.group.on_main(lambda: run.write_config(config))
         return _carry_through(config, dataset, model, run, session, content)
 
@@ -229,7 +228,7 @@ def _trainable(model: ReidNet, config: TrainConfig) -> ReidNet:
 
 
 def _settle(config: TrainConfig, model: ReidNet, session: _Session) -> TrainConfig:
-    """Resolve what is still ``auto``, once, the same in every process."""
+    """Prepare the device for the run's number format; resolve ``auto`` once, the same in every process."""
     precision = probe_precision(config.precision, model, session.choice.device, config.height, config.width)
     precision = session.group.broadcast(precision)
     if config.precision == "auto":

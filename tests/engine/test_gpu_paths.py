@@ -122,7 +122,11 @@ def test_a_step_never_waits_for_the_gpu(
     assert len(waiting_loop) <= 6 * tiny.EPOCHS  # what is sent and fetched once an epoch, and the loss shown at its end
 
 
-def test_a_stopped_run_goes_on(kind: str, tiny_data: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+def test_a_stopped_run_goes_on(
+    kind: str, tiny_data: Path, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+
     def interrupt(number: int) -> None:
         if number == 2:
             tiny.signal.raise_signal(tiny.signal.SIGINT)
@@ -130,8 +134,10 @@ def test_a_stopped_run_goes_on(kind: str, tiny_data: Path, tmp_path: Path, undis
     with pretended(kind):
         with tiny.watched(interrupt) as watch, pytest.raises(Interrupted):
             tiny.train(tiny_data, tmp_path, device=kind, precision="fp32")
+        torch.backends.cudnn.allow_tf32 = True  # as in a new process
         with tiny.watched() as rest:
             tiny.resume(tmp_path)
+        assert torch.backends.cudnn.allow_tf32 is (kind != "cuda")
     assert watch.losses + rest.losses == pytest.approx(undisturbed["losses"], abs=1e-4)
 
 
