@@ -20,7 +20,7 @@ from ccreid_cli.engine.adopting import spec_of
 from ccreid_cli.images.opening import keep_on_device
 from ccreid_cli.images.store import ImageStore
 from ccreid_cli.inference.feature_file import normalize_rows, read_features
-from ccreid_cli.machine.device import resolve_device
+from ccreid_cli.machine.device import choose_fastest_convolutions, resolve_device
 from ccreid_cli.models.placing import place, probe_precision
 from ccreid_cli.models.reid_net import ReidNet, build_model
 
@@ -121,6 +121,7 @@ class Bench:
     def __init__(self, settings: BenchSettings, reporter: Reporter) -> None:
         self.settings = settings
         self.reporter = reporter
+        choose_fastest_convolutions()  # as training does
         self.choice = resolve_device(settings.config.device)
         self.device = self.choice.device
         self.machine = Machine(self.device, min(1.0, settings.budget))

@@ -96,7 +96,7 @@ class Measurement:
     """The times of an action that was repeated.
 
     Attributes:
-        seconds: Median over the runs after the first, which warms up; of the first where it alone used up the budget.
+        seconds: Median over the runs after the first, which warms up; of the first where there are no others.
         peak_bytes: Peak memory of the first run above what was in use before; None where not known.
         value: Result of the last run.
         value_seconds: Seconds and result of every counted run.
@@ -111,6 +111,8 @@ class Measurement:
 def measure(action: Callable[[], Any], device: torch.device, *, budget: float = 8.0, most: int = 5) -> Measurement:
     """Run an action once to warm up, then repeat it up to `most` times or until `budget` seconds have passed.
 
+    On a GPU it is repeated once at least: the first run loads kernels and times cuDNN's algorithms, for seconds.
+
     Args:
         action: What to time.
         device: Where it computes; every run ends with a `synchronize`.
@@ -123,7 +125,8 @@ def measure(action: Callable[[], Any], device: torch.device, *, budget: float = 
         synchronize(device)
     warm_up = (time.perf_counter() - started, value)
     counted: list[tuple[float, Any]] = []
-    while len(counted) < most and time.perf_counter() - started < budget:
+    least = 1 if device.type == "cuda" else 0
+    while len(counted) < least or (len(counted) < most and time.perf_counter() - started < budget):
         begin = time.perf_counter()
         value = action()
         synchronize(device)

@@ -34,6 +34,7 @@ def evaluate(
     rerank: opt.Rerank = False,
     tracklets: opt.Tracklets = False,
     camera_norm: opt.CameraNorm = False,
+    camera_batch_norm: opt.CameraBatchNorm = False,
     seed: opt.Seed = None,
     gpus: opt.GpusInUse = None,
     as_json: opt.Json = False,
@@ -84,6 +85,7 @@ def evaluate(
             tracklets=tracklets,
             pattern=pattern,
             camera_norm=camera_norm,
+            camera_batch_norm=camera_batch_norm,
             group=group if group.world > 1 else None,
             reporter=reporter,
             on_dataset=show_dataset if group.is_main else None,
@@ -91,7 +93,9 @@ def evaluate(
         if not group.is_main:
             return
     if as_json:
-        output.print_json({**result, "rerank": rerank, "camera_norm": camera_norm, "tracklets": tracklets})
+        cameras = {"camera_norm": camera_norm, "camera_batch_norm": camera_batch_norm}
+        output.print_json({**result, "rerank": rerank, **cameras, "tracklets": tracklets})
         return
-    label = output.how_scored(rerank, camera_norm) + (use.checkpoint if use.resume else "untrained")
+    how = output.how_scored(rerank, camera_norm, camera_batch_norm)
+    label = how + (use.checkpoint if use.resume else "untrained")
     output.print_evaluations(f"{loaded.source}", {label: result})

@@ -153,6 +153,15 @@ CameraNorm = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+CameraBatchNorm = Annotated[
+    bool,
+    typer.Option(
+        "--camera-batch-norm",
+        help="Let batch norms take the statistics of the test images of each image's camera: for a network from other "
+        "cameras. It uses the test images, so it is named beside the score.",
+        rich_help_panel=DATA,
+    ),
+]
 
 Tracklets = Annotated[
     bool,

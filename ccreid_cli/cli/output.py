@@ -228,9 +228,10 @@ def print_stages(title: str, seconds: Mapping[str, float], epochs: int) -> None:
     print_table(title, ["", "seconds", "per epoch", "%"], rows)
 
 
-def how_scored(rerank: bool, camera_norm: bool) -> str:
+def how_scored(rerank: bool, camera_norm: bool, camera_batch_norm: bool = False) -> str:
     """Return what is to stand before the name of a score."""
-    return ("camera-normalised " if camera_norm else "") + ("re-ranked " if rerank else "")
+    words = {"camera-batch-normalised": camera_batch_norm, "camera-normalised": camera_norm, "re-ranked": rerank}
+    return "".join(f"{word} " for word, is_so in words.items() if is_so)
 
 
 def print_evaluations(title: str, results: Mapping[str, Mapping[str, Any]]) -> None:

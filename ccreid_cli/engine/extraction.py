@@ -112,6 +112,7 @@ def extract_by_camera(
     *,
     device: torch.device,
     precision: str = "fp32",
+    batch_size: int | None = None,
     group: Group | None = None,
     reporter: Reporter | None = None,
     check_stop: Callable[[], None] | None = None,
@@ -129,6 +130,7 @@ def extract_by_camera(
         camera_ids: (N,) camera of each image, negative where unknown.
         device: Where to compute.
         precision: ``fp32`` or ``bf16``; the features are float32 either way.
+        batch_size: Images at once; by default what suits the device.
         group: The processes that share the work, and hold the features.
         reporter: Where progress goes.
         check_stop: Called before every batch; may raise to leave early.
@@ -145,7 +147,7 @@ def extract_by_camera(
         samples = [part.sample for part in parts]
         with reporter.task("camera statistics", sum(map(len, samples)), "img") as task:
             statistics = _mean_statistics(model, store, samples, device, precision, group, task, check_stop)
-        size = default_batch_size(device)
+        size = checked_batch_size(batch_size, device)
         batches = [(place, batch) for place, part in enumerate(parts) for batch in torch.split(part.numbers, size)]
         if isinstance(store, ShardedStore):
             start, stop = group.bounds(len(store))

@@ -31,6 +31,7 @@ def score_model(
     precision: str,
     rerank: bool,
     camera_norm: bool = False,
+    camera_batch_norm: bool = False,
     tracklets: bool = False,
     group: Group | None = None,
     reporter: Reporter,
@@ -52,6 +53,7 @@ def score_model(
         precision: ``auto``, ``fp32`` or ``bf16``.
         rerank: Score k-reciprocal re-ranked distances.
         camera_norm: Standardise features within each camera first, by the gallery's statistics.
+        camera_batch_norm: Let batch norms take the statistics of the test images of each image's camera.
         tracklets: Score tracklets by the mean of their features, not images.
         group: The processes that share the work; all get the scores.
         reporter: Where progress goes.
@@ -62,7 +64,7 @@ def score_model(
 
     Raises:
         DataError: The dataset is missing, broken, or cannot be scored.
-        UsageError: `camera_norm` with fewer than two known cameras.
+        UsageError: What cameras are used for would change nothing.
     """
     group = group or Group(device=loaded.device)
     dataset = group.on_main(lambda: load_dataset(dataset_name, data_dir, reporter, columns=columns, pattern=pattern))
@@ -81,6 +83,7 @@ def score_model(
         settled,
         rerank=rerank,
         camera_norm=camera_norm,
+        camera_batch_norm=camera_batch_norm,
         tracklets=tracklets,
         batch_size=batch_size,
     )

@@ -4,6 +4,7 @@ import mmap
 
 import pytest
 import torch
+from pretended_gpu import pretended
 
 from ccreid_cli.bench.measure import PeakMemory, measure
 
@@ -25,3 +26,6 @@ def test_measure_takes_the_median_and_leaves_the_warm_up_out() -> None:
     assert len(ran) == 4 and len(found.value_seconds) == 3
     ran.clear()
     assert len(measure(lambda: ran.append(0), CPU, budget=0.0).value_seconds) == len(ran) == 1
+    with pretended() as gpu:
+        ran.clear()
+        assert len(measure(lambda: ran.append(0), gpu.device, budget=0.0).value_seconds) == 1 and len(ran) == 2

@@ -289,6 +289,14 @@ def test_evaluation_json_has_the_promised_keys(cli: Cli, trained: Trained) -> No
     assert 0 <= found["mAP"] <= 1
 
 
+def test_how_a_score_was_made_stands_beside_it(cli: Cli, trained: Trained) -> None:
+    command = ("eval", "--resume", trained.logs_dir / trained.name, "--device", "cpu", "--camera-batch-norm")
+    found = json.loads(cli(*command, "--json").out)
+    assert found["camera_batch_norm"] is True and found["camera_norm"] is False
+    shown = cli(*command, "--camera-norm", "--rerank").out
+    assert "camera-batch-normalised camera-normalised re-ranked last" in shown
+
+
 def test_dry_run_shows_where_values_come_from(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CCREID_DATA_DIR", "/from/environment")
     monkeypatch.setenv("CCREID_LOGS_DIR", "/from/environment")
