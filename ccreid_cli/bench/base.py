@@ -42,7 +42,7 @@ class BenchSettings:
         features: Features (N, D) for `labels` instead of made ones.
         features_name: Their name in the result.
         growth: Whether `labels` is measured at an eighth, a quarter, a half and the whole of its size.
-        budget: Seconds after which a measurement is not repeated.
+        budget: Seconds after which a measurement is not repeated, but for the one repetition on a GPU.
     """
 
     config: TrainConfig

@@ -116,7 +116,7 @@ def measure(action: Callable[[], Any], device: torch.device, *, budget: float = 
     Args:
         action: What to time.
         device: Where it computes; every run ends with a `synchronize`.
-        budget: Seconds after which no run begins.
+        budget: Seconds after which no other run begins.
         most: Counted runs at most.
     """
     started = time.perf_counter()

@@ -19,6 +19,7 @@ from ccreid_cli.engine.extraction import default_batch_size, extract_features
 from ccreid_cli.engine.retrieval_scores import evaluate_features
 from ccreid_cli.images.augment import normalize
 from ccreid_cli.images.store import ImageStore, open_store
+from ccreid_cli.machine.device import resolve_precision
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.ranks import threads_per_process
 from ccreid_cli.pseudo_labels.clustering import ClusterSettings
@@ -95,6 +96,7 @@ def time_extraction(bench: Bench) -> list[StageResult]:
 @torch.inference_mode()
 def _time_baseline_inference(bench: Bench, store: ImageStore, size: int) -> float:
     """Time one batch."""
+    resolve_precision("fp32", bench.device)
     model = bench.baseline_model().eval()
     images = normalize(store.gather(np.arange(size), bench.device)).contiguous()
     return bench.measure(lambda: model(images), share=0.5).seconds

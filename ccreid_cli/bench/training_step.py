@@ -12,7 +12,7 @@ from ccreid_cli.bench.base import BASELINE_NETWORK, Bench, StageResult
 from ccreid_cli.bench.synthetic import IMAGES_PER_IDENTITY, made_cameras
 from ccreid_cli.engine.step import TrainStep, make_optimizer
 from ccreid_cli.images.augment import draw_augmentation, normalize
-from ccreid_cli.machine.device import autocast
+from ccreid_cli.machine.device import autocast, resolve_precision
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.machine.split_rows import SplitRows
 from ccreid_cli.method.batch import Batch
@@ -122,6 +122,7 @@ def _method(bench: Bench, num_clusters: int) -> Method:
 def _time_network(bench: Bench, model: ReidNet, inputs: torch.Tensor, precision: str) -> float:
     """Time a step on one batch that is on the device already: nothing to gather, nothing to augment."""
     config, size = bench.settings.config, len(inputs)
+    resolve_precision(precision, bench.device)
     optimizer = make_optimizer(model, config.lr, config.weight_decay, config.optimizer)
     method = _method(bench, 0)
     targets = torch.arange(size) // config.num_instances % _LEAST_CLUSTERS

@@ -74,7 +74,11 @@ def bench(
     recipe: opt.RecipeNames = None,
     budget: Annotated[
         float,
-        typer.Option("--budget", help="Seconds after which a measurement is not repeated.", rich_help_panel=SIZES),
+        typer.Option(
+            "--budget",
+            help="Seconds after which a measurement is not repeated; on a GPU each is repeated once at least.",
+            rich_help_panel=SIZES,
+        ),
     ] = 8.0,
     plan: Annotated[
         bool, typer.Option("--plan", help="Predict an epoch on many images and GPUs.", rich_help_panel=PLAN)

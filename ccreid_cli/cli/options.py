@@ -157,8 +157,8 @@ CameraBatchNorm = Annotated[
     bool,
     typer.Option(
         "--camera-batch-norm",
-        help="Let batch norms take the statistics of the test images of each image's camera: for a network from other "
-        "cameras. It uses the test images, so it is named beside the score.",
+        help="Let batch norms take the statistics of the test images of each image's camera (of all, where it has "
+        "fewer than 30): for a network from other cameras. It uses the test images, so it is named beside the score.",
         rich_help_panel=DATA,
     ),
 ]

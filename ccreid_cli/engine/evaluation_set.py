@@ -80,13 +80,13 @@ class EvaluationSet:
         """Return the cameras of query and gallery, (Q + G,), whose statistics the network's batch norms are to take.
 
         Raises:
-            UsageError: That would change nothing.
+            UsageError: Fewer than two cameras are known, or the network has no batch norms.
         """
         cameras = np.concatenate([split.known_camera_ids() for split in (self.dataset.query, self.dataset.gallery)])
         if num_known(cameras) < 2:
             raise UsageError(
                 "--camera-batch-norm needs test images of at least two known cameras.",
-                "Score without it: it would change nothing.",
+                "Score without it: there are no cameras to tell apart.",
             )
         if not count_statistics(model.backbone):
             raise UsageError(f"--camera-batch-norm: {model.spec.arch} has no batch norms.", "Use --camera-norm.")

@@ -336,7 +336,7 @@ class _Extraction:
         That takes seconds, and an epoch has a last batch of every camera; the images of a batch take milliseconds.
         """
         is_timed = self._device.type == "cuda" and torch.backends.cudnn.benchmark
-        if not is_timed or len(self._numbers) < self._size:
+        if not is_timed or len(self._store) < self._size:
             return batch
         return torch.cat([batch, batch[-1:].expand(self._size - len(batch))])
 

@@ -308,7 +308,8 @@ def open_embedder(
             return resolve_precision(precision, loaded.device)
         return probe_precision(precision, loaded.model, loaded.device, preprocessing.height, preprocessing.width)
 
-    return Embedder(loaded, preprocessing, (group or Group()).on_main(settle))
+    found = (group or Group()).on_main(settle)
+    return Embedder(loaded, preprocessing, resolve_precision(found, loaded.device))  # it prepares each process's GPU
 
 
 def load_model(

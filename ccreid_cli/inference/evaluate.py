@@ -64,7 +64,8 @@ def score_model(
 
     Raises:
         DataError: The dataset is missing, broken, or cannot be scored.
-        UsageError: What cameras are used for would change nothing.
+        UsageError: `camera_norm` or `camera_batch_norm` with fewer than two known cameras, or the latter for a network
+            without batch norms.
     """
     group = group or Group(device=loaded.device)
     dataset = group.on_main(lambda: load_dataset(dataset_name, data_dir, reporter, columns=columns, pattern=pattern))

@@ -107,9 +107,9 @@ def cpu_has_bf16() -> bool:
 def resolve_precision(request: str, device: torch.device, probe: Callable[[str], float] | None = None) -> str:
     """Turn ``auto`` into ``fp32`` or ``bf16``.
 
-    On CUDA: bf16 where the hardware has it; fp32 is float32 throughout, never TF32. On a CPU with bf16 hardware `probe`
-    times one step in either format, and bf16 is taken when it is at least a fifth faster (MobileNetV2 is not, ResNet-50
-    is).
+    On CUDA: bf16 where the hardware has it; with fp32 this process computes in float32 throughout from here on, never
+    in TF32. On a CPU with bf16 hardware `probe` times one step in either format, and bf16 is taken when it is at least
+    a fifth faster (MobileNetV2 is not, ResNet-50 is).
 
     Args:
         request: ``auto``, ``fp32`` or ``bf16``.
@@ -122,7 +122,10 @@ def resolve_precision(request: str, device: torch.device, probe: Callable[[str],
     if device.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
         if request == "bf16" and not supported:
-            raise DeviceError("--precision bf16: this GPU has no bfloat16 units.", "Use --precision fp32.")
+            raise DeviceError(
+                "this GPU has no bfloat16 units.",
+                "Use another --device, or --precision fp32; a run that was begun with bf16 stays with it.",
+            )
         precision = request if request != "auto" else ("bf16" if supported else "fp32")
         torch.backends.cudnn.allow_tf32 = precision != "fp32"  # PyTorch's default gives such convolutions 10 bits
         return precision

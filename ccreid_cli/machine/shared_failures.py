@@ -40,7 +40,8 @@ def lost_others(error: RuntimeError, rank: int, world: int) -> DeviceError:
     if "Duplicate GPU" in str(error):
         return DeviceError(
             "two of the processes use the same GPU, and NCCL connects only processes that have one each.",
-            "Start as many processes on a machine as it has GPUs, or use --device cpu.",
+            "Start at most as many processes on a machine as it has GPUs, and name no number in --device; or use "
+            "--device cpu.",
         )
     return DeviceError(
         f"process {rank} of {world} lost the others: {str(error).splitlines()[0]}",

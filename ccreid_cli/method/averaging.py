@@ -33,7 +33,7 @@ class WeightAveraging:
         self._mean = copy.deepcopy(model).requires_grad_(requires_grad=False)
         self._new_share = 1 - decay
         self._num_averaged = 0
-        # PyTorch's AveragedModel asks for its count on the device once for each of hundreds of tensors, and waits.
+        # PyTorch's AveragedModel copies its count to the GPU for each of hundreds of tensors, and waits each time.
         pairs = list(zip(_tensors(self._mean), _tensors(model), strict=True))
         self._means = [mean for mean, _ in pairs if mean.is_floating_point()]
         self._values = [value for mean, value in pairs if mean.is_floating_point()]

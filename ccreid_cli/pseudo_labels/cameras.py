@@ -95,7 +95,8 @@ def normalize_pair_by_camera(
     """
     if num_known(gallery_cameras) < 2:
         raise UsageError(
-            "--camera-norm needs a gallery of at least two known cameras.", "Score without it: it would change nothing."
+            "--camera-norm needs a gallery of at least two known cameras.",
+            "Score without it: there are no cameras to tell apart.",
         )
     norm = CameraNorm(gallery, gallery_cameras)
     return norm(query, query_cameras), norm(gallery, gallery_cameras)

@@ -26,7 +26,8 @@ def retrieval(sources: Sources) -> Retrieval | None:
         notes.texts.append(f"{dataset.why_not_scored}: nothing can be scored.")
         return None
     evaluation_set = EvaluationSet(dataset, _images(sources), Group(device=loaded.device), notes.reporter)
-    query, gallery = evaluation_set.features(loaded.model, loaded.device, sources.config.precision)
+    precision = loaded.precision(sources.config.precision)
+    query, gallery = evaluation_set.features(loaded.model, loaded.device, precision)
     query_cameras, gallery_cameras = compared_cameras(dataset.query, dataset.gallery)
     pairs = (query, dataset.query.person_ids, query_cameras, gallery, dataset.gallery.person_ids, gallery_cameras)
     evaluation = evaluate_features(*pairs)
@@ -54,7 +55,7 @@ def clusters(sources: Sources) -> Clusters | None:
         loaded.model,
         store,
         device=loaded.device,
-        precision=config.precision,
+        precision=loaded.precision(config.precision),
         description="extract training set",
         reporter=reporter,
     ).own

@@ -24,10 +24,13 @@ from ccreid_cli.bench.run import run_bench
 from ccreid_cli.cli.app import main
 from ccreid_cli.core.config import TrainConfig
 from ccreid_cli.core.errors import DeviceError, Interrupted
-from ccreid_cli.engine.extraction import extract_features
+from ccreid_cli.engine import extraction
+from ccreid_cli.engine.extraction import extract_by_camera, extract_features
 from ccreid_cli.engine.step import TrainStep
 from ccreid_cli.images.opening import keep_on_device
 from ccreid_cli.images.sharded_store import StepImages
+from ccreid_cli.inference.embedder import open_embedder
+from ccreid_cli.inference.loading import ModelRequest
 from ccreid_cli.machine.device import resolve_precision
 from ccreid_cli.machine.distributed import Group
 from ccreid_cli.models.reid_net import ReidNet
@@ -225,6 +228,22 @@ def test_a_batch_that_is_not_full_is_filled_where_cudnn_times_each_size(monkeypa
     assert sizes == [24, 24, 12, 24, 24, 24]
 
 
+def test_last_batches_of_cameras_are_filled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed, sizes = steps_in_ranks.Fixed(), list[int]()
+    cameras = np.arange(60) % 2 * np.where(np.arange(60) < 40, 1, 0)
+    monkeypatch.setattr(extraction, "LEAST_IMAGES", 10)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    expected = extract_by_camera(fixed.model, fixed.store, cameras, device=torch.device("cpu")).own
+    with pretended("cuda") as gpu:
+        model = fixed.model.to("cuda")
+        handle = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        found = extract_by_camera(model, fixed.store, cameras, device=gpu.device, batch_size=16).own
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+        handle.remove()
+        model.cpu()
+    assert sizes == [40, 20] + [16] * 5  # the statistics of 40 and 20 images, then 3 and 2 batches
+
+
 def test_features_that_do_not_fit_stay_on_the_cpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed, empty = steps_in_ranks.Fixed(), torch.empty
     expected = extract_features(fixed.model, fixed.store, device=torch.device("cpu")).own
@@ -354,7 +373,7 @@ def test_several_gpus(changes: dict[str, Any], tiny_data: Path, tmp_path: Path, 
     flags = [f"--{name.replace('_', '-')}" for name, value in settings.items() if value is True]
     values = {name: value for name, value in settings.items() if value is not True}
     words = [*tiny.command(tiny_data, tmp_path, **values), *flags]
-    for rank in tiny.start_ranks(tmp_path, words, 2, CCREID_TEST_GPU="cuda"):
+    for rank in tiny.start_ranks(tmp_path, words, 2, CCREID_TEST_PRETENDED="cuda"):
         code, said = rank.finish()
         assert code == 0, said
     found = tiny.outcome(tmp_path)["metrics"]
@@ -388,3 +407,15 @@ def test_float32_is_never_tf32(request_: str, resolved: str, allowed: bool, monk
     with pretended() as gpu:
         assert resolve_precision(request_, gpu.device) == resolved
     assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+def test_every_process_prepares_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Second(Group):
+        def on_main(self, action: Any) -> Any:
+            return "fp32"  # as the first process settled it
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with pretended() as gpu:
+        second = Second(1, 2, gpu.device)
+        embedder = open_embedder(ModelRequest(arch="tiny", weights="none"), logs_dir=tmp_path, group=second)
+    assert embedder.precision == "fp32" and not torch.backends.cudnn.allow_tf32

@@ -16,9 +16,16 @@ import torch
 from ccreid_cli.core.errors import DataError, DeviceError, Interrupted, UsageError
 from ccreid_cli.machine import distributed
 from ccreid_cli.machine.distributed import process_group
+from ccreid_cli.machine.shared_failures import lost_others
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
+
+
+def test_processes_that_share_a_gpu_are_told_so() -> None:
+    said = "NCCL error in: NCCLUtils.cpp:77, invalid usage\nLast error:\nDuplicate GPU detected : rank 1 and rank 0"
+    assert "use the same GPU" in str(lost_others(RuntimeError(said), 0, 2))
+    assert "process 0 of 2 lost the others: NCCL error" in str(lost_others(RuntimeError(said.split("\nLast")[0]), 0, 2))
 
 
 def test_exchanges_of_uneven_pieces(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ def change(model: ReidNet, seed: int) -> None:
         for value in model.state_dict().values():
             if value.is_floating_point():
                 value.copy_(torch.randn(value.shape, generator=generator))
+            else:
+                value += 1
 
 
 def test_the_evaluated_network_is_the_mean_of_the_steps() -> None:
@@ -53,6 +55,8 @@ def test_the_evaluated_network_is_the_mean_of_the_steps() -> None:
     for name, value in method.evaluated().state_dict().items():
         if value.is_floating_point():
             np.testing.assert_allclose(value.numpy(), expected[name], atol=1e-6)
+        else:
+            assert int(value) == 4  # a count is not averaged
     assert not any(parameter.requires_grad for parameter in method.evaluated().parameters())
     assert any(parameter.requires_grad for parameter in model.parameters())
 

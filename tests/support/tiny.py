@@ -337,8 +337,8 @@ def _run_command(arguments: list[str], said: str, environment: dict[str, str]) -
         _die_before(os.environ["CCREID_TEST_KILLED_BEFORE"])
     if "CCREID_TEST_CHUNK" in os.environ:
         chunks_of(int(os.environ["CCREID_TEST_CHUNK"]))
-    if "CCREID_TEST_GPU" in os.environ:
-        _lasting.enter_context(pretended(os.environ["CCREID_TEST_GPU"]))
+    if "CCREID_TEST_PRETENDED" in os.environ:
+        _lasting.enter_context(pretended(os.environ["CCREID_TEST_PRETENDED"]))
     if os.environ.get("CCREID_TEST_FAILING_RANK") == os.environ.get("RANK", "0"):
         _fail_at_third_step()
     if "CCREID_TEST_TORCHRUN" in os.environ:
