@@ -61,7 +61,8 @@ def resolve_config(
         recipes: Shipped recipes' names or files, each laid over the one before.
 
     Raises:
-        UsageError: No dataset is named; or as `recipe_layers`, `validate` and `check_names`.
+        UsageError: No dataset is named; --recall is given for exact neighbours; or as `recipe_layers`, `validate` and
+            `check_names`.
     """
     from ccreid_cli.core.recipes import combined, recipe_layers
 
@@ -87,6 +88,7 @@ def resolve_config(
     put(flags, "flag")
     config = validate(values, "settings")
     check_names(config)
+    _check_recall(config, flags)
     return ResolvedConfig(config, sources, combined(layers))
 
 
@@ -98,7 +100,7 @@ def label_settings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Tra
         given: What the command line sets.
 
     Raises:
-        UsageError: A value is not known or out of range.
+        UsageError: A value is not known or out of range, or --recall is given for exact neighbours.
     """
     names = [name for name, field in settings().items() if field.setting.panel == LABELS]
     own = {name: recorded[name] for name in names if name in recorded}
@@ -106,7 +108,16 @@ def label_settings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Tra
     along = brought_along("cluster", clusterer) if clusterer != own.get("cluster") else {}
     config = validate({**own, **along, **given}, "settings")
     check_names(config)
+    _check_recall(config, given)
     return config
+
+
+def _check_recall(config: TrainConfig, flags: Mapping[str, Any]) -> None:
+    if "recall" in flags and config.neighbors == "exact":
+        raise UsageError(
+            "--recall says how many of the true neighbours are to be found; exact neighbours are all of them.",
+            "Add --neighbors approximate, or leave --recall out.",
+        )
 
 
 def brought_along(name: str, value: str) -> Mapping[str, Any]:

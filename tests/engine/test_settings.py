@@ -12,7 +12,7 @@ from ccreid_cli.core.components import find_row
 from ccreid_cli.core.config import settings
 from ccreid_cli.core.errors import UsageError
 from ccreid_cli.core.recipes import load_recipe, recipe_names
-from ccreid_cli.engine.settings import REGISTRIES, check_names, resolve_config
+from ccreid_cli.engine.settings import REGISTRIES, check_names, label_settings, resolve_config
 from ccreid_cli.models.registry import BACKBONES
 from ccreid_cli.pseudo_labels.registry import CLUSTERERS
 
@@ -168,6 +168,15 @@ def test_wrong_settings(flags: dict[str, Any], recipe: str | None, words: str) -
         resolve_config(flags, {}, [recipe] if recipe else [])
     assert words in f"{caught.value.message} {caught.value.hint}"
     assert "pydantic" not in caught.value.message
+
+
+def test_a_recall_goes_with_approximate_neighbours() -> None:
+    with pytest.raises(UsageError, match="--recall says how many"):
+        resolve_config({"dataset": "toy", "recall": 0.9}, {})
+    with pytest.raises(UsageError, match="--recall says how many"):
+        label_settings({}, {"recall": 0.9})
+    assert label_settings({"neighbors": "approximate"}, {"recall": 0.9}).recall == 0.9
+    assert resolve_config({"dataset": "toy", "recall": 0.9, "neighbors": "approximate"}, {}).config.recall == 0.9
 
 
 def test_a_recipe_file_is_read_by_its_path(tmp_path: Path) -> None:
