@@ -6,6 +6,7 @@ pydantic is imported where it is needed: `--help` and completion answer without 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,12 @@ from ccreid_cli.core.suggest import did_you_mean
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
+_CLUSTERS = 16
+"""Clusters of a batch where `num_instances` is 0: those of 256 images with 16 of each, as published."""
+
 
 def validate(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """Check settings and return them completed by the defaults.
+    """Check settings and return them completed by the defaults, with a number of images for `num_instances` 0.
 
     Args:
         values: Setting name -> value.
@@ -32,6 +36,8 @@ def validate(values: Mapping[str, Any], where: str) -> TrainConfig:
             guess = did_you_mean(key, settings())
             raise UsageError(f'{where}: unknown setting "{key}"; {guess or "see `ccreid train --help`."}')
     config: TrainConfig = check_fields(TrainConfig, values, where)
+    if config.num_instances == 0:
+        config = replace(config, num_instances=max(2, config.batch_size // _CLUSTERS))
     _check_together(config, where)
     return config
 

@@ -87,7 +87,9 @@ class TrainConfig:
     ] = None
 
     batch_size: Annotated[int, Setting("Images per step, over all GPUs.", BATCHES, short="-b", ge=2)] = 256
-    num_instances: Annotated[int, Setting("Images of each cluster in a batch.", BATCHES, ge=1)] = 16
+    num_instances: Annotated[
+        int, Setting("Images of each cluster in a batch; 0 for a sixteenth of the batch.", BATCHES, ge=0)
+    ] = 16
     use_cameras: Annotated[
         bool,
         Setting("Draw a cluster's images without regard to cameras.", BATCHES, option="--no-cam", inverted=True),

@@ -170,6 +170,14 @@ def test_wrong_settings(flags: dict[str, Any], recipe: str | None, words: str) -
     assert "pydantic" not in caught.value.message
 
 
+@pytest.mark.parametrize(("batch_size", "expected"), [(256, 16), (64, 4), (100, 6), (12, 2)])
+def test_sixteen_clusters_make_a_batch(batch_size: int, expected: int) -> None:
+    flags = {"dataset": "market1501", "batch_size": batch_size}
+    found = resolve_config(flags, {}, ["camera"])
+    assert found.config.num_instances == expected and found.sources["num_instances"] == "recipe camera"
+    assert resolve_config({**flags, "num_instances": 3}, {}, ["camera"]).config.num_instances == 3
+
+
 def test_a_recall_goes_with_approximate_neighbours() -> None:
     with pytest.raises(UsageError, match="--recall says how many"):
         resolve_config({"dataset": "toy", "recall": 0.9}, {})
