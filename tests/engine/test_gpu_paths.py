@@ -19,7 +19,7 @@ from pretended_gpu import Pretend, PretendedGpu, pretended
 from torch import nn
 
 from ccreid_cli.bench import measure
-from ccreid_cli.bench.base import BenchSettings
+from ccreid_cli.bench.base import Bench, BenchSettings
 from ccreid_cli.bench.run import run_bench
 from ccreid_cli.cli.app import main
 from ccreid_cli.core.config import TrainConfig
@@ -336,9 +336,15 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def test_commands_on_a_gpu(
-    kind: str, trained: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    trained: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Evaluation with re-ranking, feature files, search, clustering, a report: all on the GPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
     model, gallery = trained / "run", tmp_path / "gallery.npz"
     there = ("--device", kind, "--progress", "none")
     for rerank in ((), ("--rerank",)):
@@ -350,7 +356,9 @@ def test_commands_on_a_gpu(
     assert len(found["queries"][0]["matches"]) == 10
     clusters = ("--k1", 4, "--k2", 2, "--eps", 0.7, "-o", tmp_path / "labels.npz")
     run(capsys, "cluster", gallery, *clusters, "--device", kind, "--progress", "none")
+    torch.backends.cudnn.allow_tf32 = True  # as in a new process
     run(capsys, "report", model, *there)
+    assert torch.backends.cudnn.allow_tf32 is (kind != "cuda")
     assert "0." in (model / "report.html").read_text()
 
 
@@ -360,10 +368,20 @@ def test_bench_on_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 16)
     config = TrainConfig(arch="tiny", height=32, width=16, precision="auto", device=kind, k1=8, k2=3, eps=0.5)
     settings = BenchSettings(config, 64, 16, dim=16, num_queries=30, num_gallery=90, budget=0.02)
+    tf32, baseline_model = list[bool](), Bench.baseline_model
+
+    def watched(bench: Bench) -> ReidNet:
+        model = baseline_model(bench)
+        model.register_forward_pre_hook(lambda *_: tf32.append(torch.backends.cudnn.allow_tf32))
+        return model
+
+    monkeypatch.setattr(Bench, "baseline_model", watched)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     with pretended(kind):
         stages = {row.stage: row for row in run_bench(["all"], settings)["results"]}
     assert list(stages) == ["store build", "store read", "extract", "labels", "step", "eval"]
     assert not [row.error for row in stages.values() if row.error]
+    assert tf32 and set(tf32) == {kind != "cuda"}  # float32 is what the baseline says
 
 
 @pytest.mark.parametrize("changes", [{}, {"shard_images": True, "deterministic": True}, {"cluster": "infomap"}])
