@@ -96,7 +96,7 @@ def time_extraction(bench: Bench) -> list[StageResult]:
 @torch.inference_mode()
 def _time_baseline_inference(bench: Bench, store: ImageStore, size: int) -> float:
     """Time one batch."""
-    resolve_precision("fp32", bench.device)
+    resolve_precision("fp32", bench.device)  # without TF32, which bfloat16 before may have allowed
     model = bench.baseline_model().eval()
     images = normalize(store.gather(np.arange(size), bench.device)).contiguous()
     return bench.measure(lambda: model(images), share=0.5).seconds

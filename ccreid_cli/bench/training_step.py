@@ -122,7 +122,7 @@ def _method(bench: Bench, num_clusters: int) -> Method:
 def _time_network(bench: Bench, model: ReidNet, inputs: torch.Tensor, precision: str) -> float:
     """Time a step on one batch that is on the device already: nothing to gather, nothing to augment."""
     config, size = bench.settings.config, len(inputs)
-    resolve_precision(precision, bench.device)
+    resolve_precision(precision, bench.device)  # float32 without TF32, which bfloat16 before may have allowed
     optimizer = make_optimizer(model, config.lr, config.weight_decay, config.optimizer)
     method = _method(bench, 0)
     targets = torch.arange(size) // config.num_instances % _LEAST_CLUSTERS

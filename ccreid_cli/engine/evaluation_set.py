@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -124,8 +123,14 @@ class EvaluationSet:
                 batch norms.
             DataError: `tracklets` without any.
         """
-        options: dict[str, Any] = {"batch_size": batch_size, "check_stop": check_stop}
-        query, gallery = self.features(model, device, precision, camera_batch_norm=camera_batch_norm, **options)
+        query, gallery = self.features(
+            model,
+            device,
+            precision,
+            camera_batch_norm=camera_batch_norm,
+            batch_size=batch_size,
+            check_stop=check_stop,
+        )
         if camera_norm:
             cameras = self.dataset.query.known_camera_ids(), self.dataset.gallery.known_camera_ids()
             query, gallery = normalize_pair_by_camera(query, cameras[0], gallery, cameras[1])
